@@ -1,0 +1,1 @@
+"""The stages of the pipeline: each has `plan(recipe)`, `run(recipe)` and a command line."""

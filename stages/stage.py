@@ -1,0 +1,165 @@
+"""What all stages share at their edge: plan, report, progress on a terminal or in a log, and stopping."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger("eridiff")
+console = Console(stderr=True)
+LOG_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage would do, found by looking only."""
+
+    stage: str
+    done: int
+    missing: int
+    quarantined: int = 0
+    bytes_to_write: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.missing == 0
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did: items made, found made already, and quarantined; and where the results lie."""
+
+    stage: str
+    done: int
+    reused: int
+    quarantined: int
+    seconds: float
+    bytes_written: int
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """The one line that ends every stage."""
+        return (
+            f"{self.stage}: {self.done} done, {self.reused} reused, {self.quarantined} quarantined, "
+            f"{self.seconds:.1f} s, {human_bytes(self.bytes_written)} written"
+        )
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes for people: `1.5 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Meter:
+    """A running count of finished items; `advance` moves the bar, or logs a line every few seconds."""
+
+    def __init__(self, label: str, total: int, bar: Progress | None) -> None:
+        self._label, self._total, self._bar = label, total, bar
+        self._task: TaskID | None = bar.add_task(label, total=total, fields="") if bar else None
+        self._count, self._started, self._logged = 0, time.monotonic(), time.monotonic()
+
+    def advance(self, count: int = 1, **fields: float | int | str) -> None:
+        """Adds `count` finished items and shows `fields` (loss, rate, ...) beside them."""
+        self._count += count
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=count, fields=shown)
+            return
+        now = time.monotonic()
+        if now - self._logged < LOG_EVERY_S and self._count < self._total:
+            return
+        self._logged = now
+        rate = self._count / max(now - self._started, 1e-9)
+        left = (self._total - self._count) / rate if rate else float("inf")
+        logger.info(
+            "%s %d/%d  %.2f/s  %.0f s left  %s", self._label, self._count, self._total, rate, left, shown
+        )
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def progress(label: str, total: int, *, done: int = 0) -> Iterator[Meter]:
+    """A meter over `total` items, of which `done` were there before: a bar on a terminal, else log lines."""
+    if not console.is_terminal:
+        meter = Meter(label, total, None)
+        meter._count = done
+        yield meter
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[fields]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        meter = Meter(label, total, bar)
+        meter.advance(done)
+        yield meter
+
+
+class StopFlag:
+    """True once somebody asked this process to stop."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stopping() -> Iterator[StopFlag]:
+    """A flag that SIGTERM and SIGINT set; a second signal has its usual effect.
+
+    Outside the main thread signals cannot be caught: the flag then only stays false.
+    """
+    flag = StopFlag()
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        flag.signal = number
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.getsignal(number)
+            signal.signal(number, note)
+    except ValueError:  # not the main thread
+        previous.clear()
+    try:
+        yield flag
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
