@@ -36,7 +36,9 @@ class EridiffError(Exception):
     def __str__(self) -> str:
         """The message, a line for each part that is known."""
         parts = (("where", self.where), ("found", self.found), ("wanted", self.wanted), ("do", self.fix))
-        return "\n".join([self.what, *(f"  {name + ':':<8}{value}" for name, value in parts if value is not None)])
+        return "\n".join(
+            [self.what, *(f"  {name + ':':<8}{value}" for name, value in parts if value is not None)]
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles with its fields, so that it crosses process borders whole."""

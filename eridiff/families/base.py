@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
-    from torch import Tensor
-
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
+    from PIL import Image
+    from torch import Tensor
 
 
 class FamilyOptions(BaseModel):
@@ -137,7 +136,7 @@ class ModelFamily(Protocol):
         ...
 
     def predict(self, denoiser: torch.nn.Module, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The denoiser's output for `noisy [B, C, h, w]` at `t [B]`: the objective's target, `[B, C, h, w]`."""
+        """The denoiser's estimate of the objective's target, `[B, C, h, w]`, for `noisy` at `t [B]`."""
         ...
 
     def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:

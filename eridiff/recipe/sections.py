@@ -1,0 +1,239 @@
+"""Sections of a recipe. Names are ai-toolkit's wherever it has one; defaults stand beside their fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class BaseParts(Section):
+    """A base put together from files: each a safetensors file or a diffusers component folder."""
+
+    transformer: Path
+    """The denoiser (SDXL's UNet, too), e.g. `flux1-dev.safetensors`."""
+    vae: Path | None = None
+    """Autoencoder; by default the one inside the denoiser's file."""
+    clip_l: Path | None = None
+    clip_g: Path | None = None
+    t5xxl: Path | None = None
+
+
+Base = str | BaseParts
+
+
+class Model(Section):
+    """The base model that the LoRA is for."""
+
+    family: str
+    """`sdxl`, `sd35` or `flux`."""
+    base: Base
+    """A hub id, a diffusers folder, one original file, parts, or `builtin:demo-sdxl|demo-sd35|demo-flux`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    variant: str | None = None
+    """Weights variant of a diffusers repository, e.g. `fp16`."""
+    tokenizers: Path | None = None
+    """Folder with `clip/` and `t5/` tokenizers, for bases that hold none."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The family's own settings."""
+
+
+class Dataset(Section):
+    """A folder of images with captions beside them."""
+
+    folder_path: Path
+    caption_ext: tuple[str, ...] = ("txt", "caption")
+    """Endings of caption files, in order of preference."""
+    default_caption: str | None = None
+    """Caption of images without one; without it they are quarantined."""
+    caption_lines: bool = False
+    """Take each non-empty line of a caption file as one of several captions."""
+    trigger_word: str | None = None
+    """Overrides the recipe's `trigger_word` for this dataset; an empty string means none."""
+    num_repeats: Positive = 1
+    """How often an epoch shows each image."""
+    resolution: Annotated[int, Field(ge=64)] = 1024
+    """Images are scaled to about `resolution`² px, in a bucket of their aspect."""
+    flip_x: bool = False
+    """Also train on mirrored images."""
+
+
+class Ingest(Section):
+    """How images become shards and a snapshot."""
+
+    bucket_step: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    """Bucket sides are multiples of this many px."""
+    holdout: Share = 0.05
+    """Share of images kept out of training for the validation loss, chosen by content."""
+    shard_samples: Positive = 256
+    """Images in a shard."""
+    max_quarantine: Share = 0.1
+    """Share of unusable images past which a stage stops."""
+    max_side_px: Positive = 20_000
+    """Images with a longer side are quarantined."""
+
+
+class Precompute(Section):
+    """How latents and text embeddings are made. Only `text_dtype` and tiling change what is stored."""
+
+    latent_batch_size: Positive = 4
+    text_batch_size: Positive = 16
+    text_dtype: Precision = "bf16"
+    """Precision of the encoders and of the stored embeddings."""
+    tile_above_px: Positive = 1536
+    """The VAE works in tiles on images with a longer side."""
+    part_samples: Positive = 64
+    """Items in a part: what a kill can cost."""
+
+
+class Network(Section):
+    """The LoRA."""
+
+    type: Literal["lora"] = "lora"
+    linear: Positive = 16
+    """Rank of linear layers."""
+    linear_alpha: Annotated[float, Field(gt=0)] = 16
+    """The change of a weight is `alpha / rank * B @ A`."""
+    conv: Positive | None = None
+    """Rank of convolutions; none are adapted by default."""
+    conv_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Alpha of convolutions; `conv` by default."""
+    targets: str | tuple[str, ...] = "attn-mlp"
+    """`attn`, `attn-mlp`, `all`, or patterns of module names, e.g. `transformer_blocks.*.attn.to_q`."""
+    ranks: dict[str, Positive] = Field(default_factory=dict)
+    """Ranks of modules whose name matches a pattern; alpha keeps its ratio to the rank."""
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+    init_from: Path | None = None
+    """A LoRA file to start from."""
+    format: Literal["auto", "kohya", "diffusers"] = "auto"
+    """Names in the file: `auto` is what most programs load for the family."""
+
+
+class Ema(Section):
+    """A moving average of the LoRA, used for what is exported."""
+
+    use_ema: bool = False
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+
+
+class Train(Section):
+    """How the LoRA is trained."""
+
+    batch_size: Positive = 1
+    """Samples of a step over all devices: the result does not depend on their number."""
+    gradient_accumulation_steps: Positive = 1
+    """Batches a step, one after the other."""
+    steps: Positive = 2000
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    lr_warmup_steps: Count = 0
+    optimizer: str = "adamw"
+    """`adamw`, `adamw8bit`, or the import path of an optimizer class, e.g. `torch.optim.SGD`."""
+    optimizer_params: dict[str, Any] = Field(default_factory=dict)
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    caption_dropout_rate: Share = 0.05
+    """Share of samples trained with the empty prompt."""
+    caption_dropout_pooled: bool = True
+    """Whether dropout empties the pooled embedding, too."""
+    gradient_checkpointing: bool = True
+    """Save memory by computing activations twice."""
+    dtype: Precision = "bf16"
+    """Precision of the frozen base and of its products; the LoRA is float32."""
+    attention: Literal["auto", "flash", "efficient", "math"] = "auto"
+    """Attention on a GPU; whichever is used, its gradients are checked before the first step."""
+    ema_config: Ema = Ema()
+    seed: int = 42
+
+
+class Save(Section):
+    """Checkpoints and LoRA files."""
+
+    dtype: Precision = "fp16"
+    """Precision of the LoRA files; checkpoints keep float32."""
+    save_every: Positive = 250
+    """Steps between checkpoints."""
+    max_step_saves_to_keep: Positive = 4
+    """Older checkpoints are deleted; their LoRA files stay."""
+
+
+class Sample(Section):
+    """Sample grids."""
+
+    prompts: tuple[str, ...] = ()
+    """`[trigger]` stands for the trigger word."""
+    neg: str = ""
+    """Negative prompt, for families that take one."""
+    width: Annotated[int, Field(ge=64, multiple_of=16)] = 1024
+    height: Annotated[int, Field(ge=64, multiple_of=16)] = 1024
+    seeds: tuple[int, ...] = (42,)
+    guidance_scale: Annotated[float, Field(ge=0)] = 4.0
+    sample_steps: Positive = 20
+    strengths: tuple[float, ...] = (0.0, 1.0)
+    """Multipliers of the LoRA; 0 is the base."""
+    checkpoints: Literal["last", "all"] = "last"
+    batch_size: Positive = 4
+    metric: str | None = None
+    """Import path `module:function` of a score of an image, e.g. `eridiff.demo.style:score`."""
+
+
+class Validation(Section):
+    """The loss on the hold-out, at fixed images, noises and times."""
+
+    images: Count = 64
+    """At most this many images of the hold-out; 0 turns validation off."""
+    timesteps: Positive = 8
+    """Times, evenly spread over (0, 1)."""
+    batch_size: Positive = 4
+    seed: int = 1234
+
+
+class Logging(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    log_every: Positive = 10
+    """Steps between lines."""
+    tensorboard: bool = False
+    wandb_project: str | None = None
+
+
+class Storage(Section):
+    """Where artifacts lie."""
+
+    data: Path = Path("data")
+    """Shards, snapshots, latents and embeddings, shared by all recipes."""
+    runs: Path = Path("runs")
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    trigger_word: str | None = None
+    """Put in front of captions that lack it; `[trigger]` stands for it."""
+    model: Model
+    datasets: Annotated[tuple[Dataset, ...], Field(min_length=1)]
+    ingest: Ingest = Ingest()
+    precompute: Precompute = Precompute()
+    network: Network = Network()
+    train: Train = Train()
+    save: Save = Save()
+    sample: Sample = Sample()
+    validation: Validation = Validation()
+    logging: Logging = Logging()
+    storage: Storage = Storage()
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
