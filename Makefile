@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up by themselves.
+PYTHON ?= python3
+FAMILY ?= sdxl
+VENV := .venv
+BIN := $(VENV)/bin
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny base: FAMILY=sdxl|sd35|flux
+	$(BIN)/python -m eridiff.demo.dataset data/demo
+	$(BIN)/python -m flows.train_lora configs/demo-$(FAMILY).yaml
+
+test: $(VENV)/installed-dev  ## Everything that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/installed-dev  ## Rewrite in the house's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and caches; data/ and runs/ stay
+	rm -rf $(VENV) .prefect .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python requirements.lock pyproject.toml
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	$(BIN)/pip install --quiet --requirement requirements-dev.lock
+	touch $@
