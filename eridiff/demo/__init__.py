@@ -1,0 +1,1 @@
+"""The embedded default: synthetic captioned images and three tiny bases to train on."""
