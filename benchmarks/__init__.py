@@ -1,0 +1,1 @@
+"""Every figure of the README comes from a command here: `python -m benchmarks.NAME`."""
