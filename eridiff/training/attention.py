@@ -1,0 +1,176 @@
+"""Which attention a GPU runs, and the proof that its gradients are right before the first step.
+
+Left to choose, torch 2.11 with cuDNN 9.19 took a backend whose backward pass was wrong inside a transformer
+while its outputs were right. So the backend is always named here, cuDNN is never among them, and the gradients
+of the run's own first batch are compared with those of plain matrix products.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eridiff.errors import ModelError
+from eridiff.families.base import ModelFamily
+from eridiff.training.step import Batch, losses, precision
+
+logger = logging.getLogger(__name__)
+
+BACKENDS: Mapping[str, tuple[SDPBackend, ...]] = {
+    "auto": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "flash": (SDPBackend.FLASH_ATTENTION,),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION,),
+    "math": (SDPBackend.MATH,),
+}
+"""`train.attention` to the backends that may run, first choice first."""
+
+NO_KERNEL = ("No available kernel", "No viable backend")
+"""How torch says that none of the named backends takes the tensors at hand."""
+
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+"""Largest accepted |g - g_math| / |g_math| over all trained parameters, by the precision of the products."""
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """What diffusers' models offer to save memory by computing activations twice."""
+
+    is_gradient_checkpointing: bool
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute from now on."""
+        ...
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep activations from now on."""
+        ...
+
+
+@contextmanager
+def attention(name: str) -> Iterator[None]:
+    """A context in which attention runs on the backends of `name`; backward passes belong inside, too.
+
+    Raises:
+        ModelError: that backend cannot run what the denoiser asks of it.
+    """
+    try:
+        with sdpa_kernel(list(BACKENDS[name]), set_priority=True):
+            yield
+    except RuntimeError as error:
+        if not any(text in str(error) for text in NO_KERNEL):
+            raise
+        raise ModelError(
+            f"the attention backend {name!r} cannot run this denoiser on this device",
+            where="train.attention",
+            found=str(error),
+            fix="set train.attention: auto, efficient or math",
+        ) from error
+
+
+def check_gradients(
+    family: ModelFamily,
+    denoiser: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    *,
+    backend: str,
+    dtype: torch.dtype,
+) -> float:
+    """Compares the loss gradients of a real batch with those of plain matrix products.
+
+    Where the plain products do not fit into memory, the latents are cropped to half their sides, and the log
+    says so.
+
+    Args:
+        family: makes the prediction and the loss.
+        denoiser: with its LoRA.
+        parameters: name to trained parameter; their gradients are left as they were.
+        batch: on the denoiser's device; only its first sample is used.
+        backend: a key of `BACKENDS`.
+        dtype: the precision of the products.
+
+    Returns:
+        The relative difference, 0 where `backend` is `math` itself.
+
+    Raises:
+        ModelError: the difference exceeds `TOLERANCE`.
+    """
+    if backend == "math":
+        return 0.0
+    with checkpointed(denoiser):
+        one, wanted = _reference(family, denoiser, parameters, batch.first(), dtype=dtype)
+    found = gradient(family, denoiser, parameters, one, backend=backend, dtype=dtype)
+    difference = float((found - wanted).norm() / wanted.norm())
+    if not difference <= TOLERANCE[dtype]:  # also catches NaN
+        raise ModelError(
+            f"the attention backend {backend!r} gives wrong gradients on this device",
+            where="train.attention",
+            found=f"relative difference {difference:.2g} from plain products, at latents {_size(one)}",
+            wanted=f"at most {TOLERANCE[dtype]:g}",
+            fix="set train.attention: efficient or math",
+        )
+    return difference
+
+
+def _reference(
+    family: ModelFamily,
+    denoiser: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    *,
+    dtype: torch.dtype,
+) -> tuple[Batch, Tensor]:
+    try:
+        return batch, gradient(family, denoiser, parameters, batch, backend="math", dtype=dtype)
+    except torch.OutOfMemoryError:
+        smaller = batch.cropped(family.latent.multiple_px // family.latent.stride)
+        if smaller is None:
+            raise
+        logger.info(
+            "Plain attention at latents %s does not fit into memory: checking gradients at %s.",
+            _size(batch),
+            _size(smaller),
+        )
+    torch.cuda.empty_cache()
+    return _reference(family, denoiser, parameters, smaller, dtype=dtype)
+
+
+def gradient(
+    family: ModelFamily,
+    denoiser: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batch: Batch,
+    *,
+    backend: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of the mean loss over all trained parameters, flat float32; `.grad` is not touched."""
+    with attention(backend):
+        with precision(batch.t.device, dtype):
+            loss = losses(family, denoiser, batch).plain.mean()
+        parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    pairs = zip(parts, parameters.values(), strict=True)
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
+
+
+@contextmanager
+def checkpointed(denoiser: nn.Module) -> Iterator[None]:
+    """A context with gradient checkpointing on: plain attention keeps its whole score matrix of each layer."""
+    if not isinstance(denoiser, Checkpointing) or denoiser.is_gradient_checkpointing:
+        yield
+        return
+    denoiser.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        denoiser.disable_gradient_checkpointing()
+
+
+def _size(batch: Batch) -> str:
+    return "x".join(map(str, batch.clean.shape[-2:]))

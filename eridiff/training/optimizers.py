@@ -1,0 +1,104 @@
+"""Optimizers by name or import path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from eridiff.errors import RecipeError
+
+ALIASES: Mapping[str, str] = {
+    "adamw": "torch.optim.AdamW",
+    "adam": "torch.optim.Adam",
+    "sgd": "torch.optim.SGD",
+    "adafactor": "torch.optim.Adafactor",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "prodigy": "prodigyopt.Prodigy",
+}
+WHERE = "train.optimizer"
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, params: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """An optimizer over `parameters`.
+
+    Args:
+        name: a key of `ALIASES`, or the import path of a subclass of `torch.optim.Optimizer`.
+        parameters: what it trains.
+        lr: the peak learning rate.
+        params: its other arguments, as the recipe gives them.
+
+    Raises:
+        RecipeError: no such class, or arguments that it does not take.
+    """
+    kind = optimizer_class(name)
+    known = [key for key in inspect.signature(kind).parameters if key not in ("self", "params", "lr")]
+    for key in params:
+        if key not in known and not _takes_any(kind):
+            near = difflib.get_close_matches(key, known, n=1)
+            raise RecipeError(
+                f"{kind.__name__} takes no argument {key!r}",
+                where=f"train.optimizer_params.{key}",
+                wanted=", ".join(known),
+                fix=f"write {near[0]!r}" if near else "remove it",
+            )
+    try:
+        return kind(list(parameters), lr=lr, **_with_tuples(params))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"{kind.__name__} refused its arguments: {error}",
+            where="train.optimizer_params",
+            found=dict(params),
+            fix="read the optimizer's documentation for what it takes",
+        ) from error
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class that `name` stands for.
+
+    Raises:
+        RecipeError: nothing importable, or not an optimizer.
+    """
+    path = ALIASES.get(name, name)
+    module_name, _, attribute = path.rpartition(".")
+    if not module_name:
+        near = difflib.get_close_matches(name, ALIASES, n=1)
+        raise RecipeError(
+            "unknown optimizer",
+            where=WHERE,
+            found=name,
+            wanted=f"one of {', '.join(ALIASES)}, or an import path such as torch.optim.SGD",
+            fix=f"write {near[0]!r}" if near else None,
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise RecipeError(
+            f"the optimizer's module cannot be imported: {error}",
+            where=WHERE,
+            found=path,
+            fix=f"pip install {module_name.partition('.')[0]}, or set train.optimizer: adamw",
+        ) from error
+    except AttributeError as error:
+        raise RecipeError("the module has no such optimizer", where=WHERE, found=path) from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise RecipeError(
+            "not a torch optimizer", where=WHERE, found=path, wanted="a subclass of torch.optim.Optimizer"
+        )
+    return found
+
+
+def _takes_any(kind: type) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(kind).parameters.values())
+
+
+def _with_tuples(params: Mapping[str, Any]) -> dict[str, Any]:
+    # YAML has lists only; torch's own signatures say `betas: tuple`.
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}

@@ -1,0 +1,79 @@
+"""One batch through the denoiser: the only place where training and validation take a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.diffusion.objectives import Losses
+from eridiff.families.base import Conditioning, ModelFamily
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one bucket with all that was drawn for them: nothing random is left.
+
+    Attributes:
+        sample_ids: whose row is whose.
+        clean: `[B, C, h, w]` float32 latents, scaled as the denoiser sees them.
+        noise: `[B, C, h, w]` float32.
+        t: `[B]` float32 in [0, 1].
+        cond: text, pooled and geometry of the samples.
+    """
+
+    sample_ids: tuple[str, ...]
+    clean: Tensor
+    noise: Tensor
+    t: Tensor
+    cond: Conditioning
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self.sample_ids)
+
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory, from where a GPU fetches it while it computes."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; from pinned memory without waiting for it."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def first(self) -> Batch:
+        """A batch of the first sample alone."""
+        return replace(self._each(lambda tensor: tensor[:1]), sample_ids=self.sample_ids[:1])
+
+    def cropped(self, multiple: int) -> Batch | None:
+        """The middle of the latents at half their sides, in multiples of `multiple` cells; None below 8."""
+        height, width = (side // 2 // multiple * multiple for side in self.clean.shape[-2:])
+        if min(height, width) < MIN_CELLS:
+            return None
+        top, left = ((side - kept) // 2 for side, kept in zip(self.clean.shape[-2:], (height, width)))
+        area = (..., slice(top, top + height), slice(left, left + width))
+        return replace(self, clean=self.clean[area], noise=self.noise[area])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        cond = Conditioning(change(self.cond.text), change(self.cond.pooled), change(self.cond.geometry))
+        return Batch(self.sample_ids, change(self.clean), change(self.noise), change(self.t), cond)
+
+
+def losses(family: ModelFamily, denoiser: nn.Module, batch: Batch) -> Losses:
+    """The loss of each sample of a batch on the denoiser's device; gradients are the caller's choice."""
+    objective = family.objective
+    noisy = objective.noised(batch.clean, batch.noise, batch.t)
+    prediction = family.predict(denoiser, noisy, batch.t, batch.cond)
+    return objective.losses(prediction, batch.clean, batch.noise, batch.t)
+
+
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """A context in which products are computed in `dtype` while the LoRA's parameters stay float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype)
