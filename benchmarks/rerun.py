@@ -50,7 +50,8 @@ def main() -> None:
         return
     print(
         f"second run of {options.recipe}: median {median:.2f} s, slowest {max(seconds):.2f} s "
-        f"(limit {LIMIT_S} s); items made {row['done']}; tensor libraries imported: {row['imported'] or 'none'}"
+        f"(limit {LIMIT_S} s); items made {row['done']}; "
+        f"tensor libraries imported: {row['imported'] or 'none'}"
     )
 
 
