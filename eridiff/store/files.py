@@ -1,0 +1,175 @@
+"""Files that are whole or absent, and digests that name them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from eridiff.errors import StoreError
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Names of files being written are `.<name>.<random>.tmp`: readers pass over them."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SETTLED_NS = 2_000_000_000
+"""A file changed less than this before it was read may change again without a new mtime."""
+
+
+def digest_bytes(data: bytes | bytearray | memoryview) -> str:
+    """The sha256 of `data`, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: str | Path) -> str:
+    """The sha256 of the bytes of the file at `path`, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8, no NaN.
+
+    Raises:
+        TypeError: the value holds something that JSON has not.
+        ValueError: the value holds a NaN or an infinity.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest_json(value: Any) -> str:
+    """The sha256 of a JSON-able value, whatever the order of its keys, 64 hexadecimal digits."""
+    return digest_bytes(canonical_json(value))
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends, whole and on disk.
+
+    The file is flushed to the disk, renamed, and the folder flushed. If the block raises, the temporary file
+    is removed and `path` stays as it was. A process killed on the way leaves a `.*.tmp` file that no reader
+    looks at (see `remove_abandoned`).
+
+    Raises:
+        StoreError: the disk is full, or a quota is reached.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
+    size = 0
+    try:
+        yield temporary
+        size = temporary.stat().st_size
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            size = size or temporary.stat().st_size
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _disk_full(path, size) from error
+        raise
+
+
+def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+    """Writes `data` to `path` so that the file is whole or as it was before.
+
+    Raises:
+        StoreError: the disk is full; it names the path and the number of bytes.
+    """
+    path = Path(path)
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except StoreError as error:
+        raise _disk_full(path, len(data)) from error.__cause__
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes a JSON-able value to `path` for people to read, whole or not at all."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, f"{text}\n".encode())
+
+
+def remove_abandoned(folder: Path, *, older_than_s: float = 86_400.0) -> int:
+    """Removes temporary files in `folder` that a killed process left behind; returns how many.
+
+    Files younger than `older_than_s` may belong to a process at work and stay.
+    """
+    removed = 0
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+class FileDigests:
+    """Digests of files, remembered by path, size, modification time and inode.
+
+    Args:
+        cache_file: a JSON file that keeps them between processes. Two processes that write it at once may
+            lose each other's new entries, which costs a second reading and nothing else.
+    """
+
+    def __init__(self, cache_file: str | Path) -> None:
+        self._cache_file = Path(cache_file)
+        self._known = self._load()
+
+    def digest(self, path: str | Path) -> str:
+        """The sha256 of the file at `path`; read again only if the file looks changed."""
+        path = Path(path).resolve()
+        state = _state(path)
+        known = self._known.get(str(path))
+        if known is not None and list(known[:-1]) == state:
+            return str(known[-1])
+        started_ns = time.time_ns()
+        digest = digest_file(path)
+        if _state(path) == state and started_ns - state[1] > _SETTLED_NS:
+            self._known = {**self._load(), **self._known, str(path): [*state, digest]}
+            write_json(self._cache_file, self._known)
+        return digest
+
+    def _load(self) -> Mapping[str, Sequence[Any]]:
+        try:
+            return json.loads(self._cache_file.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError:  # a cache: worth nothing once damaged, and re-made from the files
+            return {}
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_full(path: Path, num_bytes: int) -> StoreError:
+    free = shutil.disk_usage(path.parent).free
+    return StoreError(
+        "The disk is full: nothing was written.",
+        where=path,
+        found=f"{free} bytes free",
+        wanted=f"at least {num_bytes} bytes",
+        fix="free some space or point storage at another disk, then run the same command again",
+    )

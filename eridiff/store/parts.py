@@ -1,0 +1,238 @@
+"""The tensor store: an append-only set of items in parts, found by key.
+
+A space (a folder) holds the tensors of all items that were encoded alike:
+
+    <root>/<space>/space.json              what the space's digest was made of
+    <root>/<space>/parts/<id>.safetensors  the tensors of a part
+    <root>/<space>/parts/<id>.parquet      its index, written last: with it the part exists
+    <root>/<space>/merged-<digest>.arrow   many indexes in one file, a cache
+    <root>/<space>/damaged/                items whose bytes no longer have their digest; broken parts
+    <root>/<space>/quarantine/             items that cannot be made, with the reason
+
+Nothing is changed in place, so any number of processes may write and read without a lock: two that make the
+same item make two equal copies. A process killed at any moment leaves files that no reader looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eridiff.errors import StoreError
+from eridiff.store.catalog import Catalog, IndexRow, Span
+from eridiff.store.files import digest_bytes, write_json
+from eridiff.store.marks import read_marks, write_mark
+from eridiff.store.partfolder import PartFolder
+from eridiff.store.reader import Reader
+from eridiff.store.tensorfile import StoredTensor, file_layout, read_extents, statistics
+
+__all__ = ["Damage", "Item", "Part", "Reader", "StoredTensor", "TensorStore"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """The tensors of one key.
+
+    Attributes:
+        key: any text without `/`.
+        tensors: by name; names without `/`.
+    """
+
+    key: str
+    tensors: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part as it was written: its id, items, bytes on disk, and the seconds it took to make them."""
+
+    id: str
+    num_items: int
+    nbytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that cannot be read; `key` is `None` for a whole part."""
+
+    part: str
+    key: str | None
+    reason: str
+
+
+class TensorStore:
+    """The items of one space.
+
+    Args:
+        root: a folder of spaces.
+        space: the digest of all that decides an encoding except the item.
+    """
+
+    def __init__(self, root: Path, space: str) -> None:
+        self.root, self.space, self.folder = Path(root), space, Path(root) / space
+        self._parts = PartFolder(self.folder)
+        self._damaged = self.folder / "damaged"
+        self._quarantine = self.folder / "quarantine"
+        self._seen: tuple[Catalog, frozenset[tuple[str, str]]] | None = None
+        self._copies: Mapping[str, tuple[Span, ...]] = {}
+
+    def keys(self) -> frozenset[str]:
+        """Keys of all items that can be read."""
+        return frozenset(self._readable())
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys` that are not stored or are damaged, in their order, each once."""
+        readable = self._readable()
+        return [key for key in dict.fromkeys(keys) if key not in readable]
+
+    def append(self, items: Sequence[Item], *, seconds: float = 0.0) -> Part:
+        """Writes items as one part; when it returns, they are on disk for good.
+
+        Args:
+            items: at least one, with distinct keys.
+            seconds: the time it took to make them, kept beside them.
+
+        Raises:
+            ValueError: no items, a key given twice, or a `/` in a name.
+            StoreError: the disk is full; nothing of the part is left.
+        """
+        tensors = _by_name(items)
+        layout = file_layout(tensors, {"format": "eridiff", "space": self.space})
+        rows = [
+            IndexRow(
+                item.key,
+                name,
+                layout[1][f"{item.key}/{name}"],
+                digest_bytes(tensor.data),
+                statistics(tensor),
+            )
+            for item in items
+            for name, tensor in item.tensors.items()
+        ]
+        part, nbytes = self._parts.write(tensors, layout, rows, seconds=seconds)
+        return Part(part, len(items), nbytes, seconds)
+
+    def open(self, keys: Iterable[str] | None = None) -> Reader:
+        """A reader of the items stored now.
+
+        Args:
+            keys: those that will be read; nothing is asked by default.
+
+        Raises:
+            StoreError: some of `keys` are missing.
+        """
+        readable = self._readable()
+        missing = [key for key in keys or () if key not in readable]
+        if missing:
+            raise StoreError(
+                f"{len(missing)} items are missing from the store.",
+                where=self.folder,
+                found=f"no item {missing[0]}",
+                fix="run `eridiff precompute` with this recipe",
+            )
+        return Reader(self._parts.parts, self._parts.catalog(), readable, self._note_damage)
+
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        """Reads every byte, marks what is damaged, and returns that of which no whole copy is left.
+
+        Broken parts (index or data file damaged, torn or gone) are reported once and moved to `damaged/`.
+
+        Args:
+            on_progress: called with (parts read, parts in all).
+        """
+        broken = self._parts.broken()
+        for part in broken:
+            self._parts.set_aside(part, self._damaged)
+        reader, catalog = self.open(), self._parts.catalog()
+        for number, (part, items) in enumerate(sorted(self._items_by_part().items()), start=1):
+            header_fault = _header_fault(self._parts.data_path(part), catalog, items)
+            for key, span in items:
+                if reason := header_fault or reader.fault(span):
+                    self._note_damage(span, key, reason)
+            if on_progress is not None:
+                on_progress(number, len(catalog.parts))
+        readable = self._readable()
+        lost = [mark for mark in read_marks(self._damaged) if mark["key"] not in readable]
+        return [
+            *(Damage(part, None, reason) for part, reason in broken.items()),
+            *(Damage(mark["part"], mark["key"], mark["reason"]) for mark in lost),
+        ]
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Keeps what the space's digest was made of in `space.json`; done once."""
+        path = self.folder / "space.json"
+        if not path.exists():
+            write_json(path, dict(description))
+
+    def quarantine(self, key: str, reason: str) -> None:
+        """Notes that an item cannot be made, and why."""
+        write_mark(self._quarantine, key, {"key": key, "reason": reason})
+
+    def quarantined(self) -> dict[str, str]:
+        """Reasons by key of the items that cannot be made."""
+        return {mark["key"]: mark["reason"] for mark in read_marks(self._quarantine)}
+
+    def nbytes(self) -> int:
+        """Bytes on disk of all parts."""
+        return sum(self._parts.sizes().values())
+
+    def remove_abandoned(self, *, older_than_s: float = 86_400.0) -> int:
+        """Removes what killed processes left behind, never a part; returns the number of files.
+
+        Files younger than `older_than_s` may belong to a process at work and stay.
+        """
+        return self._parts.remove_abandoned(older_than_s=older_than_s)
+
+    def _readable(self) -> Mapping[str, tuple[Span, ...]]:
+        """For each key, the copies that nothing is known against."""
+        damaged = frozenset((mark["part"], mark["key"]) for mark in read_marks(self._damaged))
+        seen = (self._parts.catalog(), damaged)
+        if self._seen is None or self._seen[0] is not seen[0] or self._seen[1] != damaged:
+            spans = dict(seen[0].spans)
+            for key in {key for _, key in damaged} & spans.keys():
+                spans[key] = tuple(span for span in spans[key] if (span.part, key) not in damaged)
+                if not spans[key]:
+                    del spans[key]
+            self._seen, self._copies = seen, spans
+        return self._copies
+
+    def _items_by_part(self) -> dict[str, list[tuple[str, Span]]]:
+        items: dict[str, list[tuple[str, Span]]] = {}
+        for key, spans in self._readable().items():
+            for span in spans:
+                items.setdefault(span.part, []).append((key, span))
+        return items
+
+    def _note_damage(self, span: Span, key: str, reason: str) -> None:
+        mark = {"part": span.part, "key": key, "reason": reason}
+        write_mark(self._damaged, f"{span.part}/{key}", mark)
+
+
+def _by_name(items: Sequence[Item]) -> dict[str, StoredTensor]:
+    if not items:
+        raise ValueError("a part needs at least one item")
+    tensors: dict[str, StoredTensor] = {}
+    for item in items:
+        for name, tensor in item.tensors.items():
+            if "/" in item.key or "/" in name or not item.key or not name:
+                raise ValueError(f"item {item.key!r}, tensor {name!r}: names are not empty and have no '/'")
+            tensors[f"{item.key}/{name}"] = tensor
+    if len({item.key for item in items}) < len(items) or not all(item.tensors for item in items):
+        raise ValueError("keys of a part must be distinct, and every item must have a tensor")
+    return tensors
+
+
+def _header_fault(path: Path, catalog: Catalog, items: Sequence[tuple[str, Span]]) -> str | None:
+    """What is wrong with a data file's own header, which other programs read it by."""
+    try:
+        extents = read_extents(path)
+    except (OSError, ValueError) as error:
+        return f"the header of part {path.stem} is damaged ({error})"
+    for key, span in items:
+        for place in catalog.places(span):
+            if extents.get(f"{key}/{place.tensor}") != place.extent:
+                return f"the header of part {path.stem} does not agree with its index"
+    return None

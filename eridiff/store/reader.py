@@ -1,0 +1,94 @@
+"""Reading items: memory-mapped, and each checked against its digest the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from eridiff.errors import StoreError
+from eridiff.store.catalog import DATA_SUFFIX, Catalog, Place, Span
+from eridiff.store.files import digest_bytes
+from eridiff.store.tensorfile import StoredTensor
+
+
+class Reader:
+    """The items that a store held when this was opened; safe to use from several threads.
+
+    Args:
+        folder: where the parts' data files lie.
+        catalog: where the items lie in them.
+        readable: for each key, its copies that nothing is known against.
+        on_damage: told of a copy that turns out to be damaged, and why.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        catalog: Catalog,
+        readable: Mapping[str, tuple[Span, ...]],
+        on_damage: Callable[[Span, str, str], None],
+    ) -> None:
+        self._folder, self._catalog, self._readable, self._on_damage = folder, catalog, readable, on_damage
+        self._maps: dict[str, memoryview] = {}
+        self._checked: set[Span] = set()
+
+    def __len__(self) -> int:
+        """The number of items."""
+        return len(self._readable)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether there is such an item."""
+        return key in self._readable
+
+    def get(self, key: str) -> dict[str, StoredTensor]:
+        """The tensors of an item, by name: views of the mapped file, not to be written to.
+
+        Raises:
+            KeyError: there is no such item.
+            StoreError: every copy is damaged; they are marked, so that `missing` names the key from now on.
+        """
+        reason = ""
+        for span in self._readable[key]:
+            places = self._catalog.places(span)
+            if span not in self._checked:
+                reason = self.fault(span) or ""
+                if reason:
+                    self._on_damage(span, key, reason)
+                    continue
+                self._checked.add(span)
+            return {place.tensor: self._view(span.part, place) for place in places}
+        raise StoreError(
+            f"A stored item is damaged: {reason}.",
+            where=f"{self._folder}, item {key}",
+            fix="run `eridiff precompute` again: it makes the item anew",
+        )
+
+    def fault(self, span: Span) -> str | None:
+        """What is wrong with the bytes of an item, read and digested; `None` if nothing is."""
+        for place in self._catalog.places(span):
+            try:
+                found = digest_bytes(self._view(span.part, place).data)
+            except (OSError, ValueError) as error:
+                return f"tensor {place.tensor} of part {span.part} cannot be read ({error})"
+            if found != place.digest:
+                return (
+                    f"tensor {place.tensor} of part {span.part} has digest {found[:12]}, "
+                    f"not {place.digest[:12]}"
+                )
+        return None
+
+    def _view(self, part: str, place: Place) -> StoredTensor:
+        extent = place.extent
+        data = self._map(part)[extent.offset : extent.offset + extent.nbytes]
+        return StoredTensor(extent.dtype, extent.shape, data)
+
+    def _map(self, part: str) -> memoryview:
+        mapped = self._maps.get(part)
+        if mapped is None:
+            # Arrow's map outlives its file descriptor, so thousands of parts may be open at once.
+            with pa.memory_map(str(self._folder / f"{part}{DATA_SUFFIX}")) as file:
+                mapped = memoryview(file.read_buffer()).cast("B")
+            self._maps[part] = mapped
+        return mapped
