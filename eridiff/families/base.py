@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     import torch
-    from eridiff.diffusion.objectives import Objective
-    from eridiff.families.checkpoints.base import Base
     from PIL import Image
     from torch import Tensor
+
+    from eridiff.diffusion.objectives import Objective
+    from eridiff.families.checkpoints.base import Base
 
 
 class FamilyOptions(BaseModel):
     """The `model.options` section of a recipe: each family has its own fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,18 @@ class LatentSpec:
     scale: float
     shift: float
 
+    def scaled(self, draw: Tensor) -> Tensor:
+        """Latents as the denoiser sees them, from a draw of `Moments`."""
+        return (draw - self.shift) * self.scale
+
 
 @dataclass(frozen=True)
 class Moments:
-    """Posterior of a batch of images, unscaled: mean and log-variance, each `[B, C, h, w]` float32."""
+    """Posterior of a batch of images, unscaled: mean and log-variance, each `[B, C, h, w]` float32.
+
+    Always in the units of the family's own autoencoder, so that `LatentSpec.scaled` is right for every base
+    and training needs no VAE.
+    """
 
     mean: Tensor
     logvar: Tensor
@@ -79,6 +88,7 @@ class Parts:
     vae: tuple[str, ...]
     text: tuple[str, ...]
     denoiser: tuple[str, ...]
+    sampling: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -95,12 +105,18 @@ class SampleRequest:
 class ModelFamily(Protocol):
     """One family of image models, carrying its validated options."""
 
-    name: str
-    options: FamilyOptions
-    latent: LatentSpec
-    parts: Parts
-    targets: Mapping[str, tuple[str, ...]]
+    name: ClassVar[str]
+    latent: ClassVar[LatentSpec]
+    parts: ClassVar[Parts]
+    vae_dtype: ClassVar[Literal["fp32", "bf16", "fp16"]]
+    """In what precision images are encoded."""
+    targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Preset name to patterns (regular expressions on whole diffusers module names) of adapted layers."""
+
+    @property
+    def options(self) -> FamilyOptions:
+        """The family's section of the recipe, validated."""
+        ...
 
     def latent_recipe(self) -> dict[str, Any]:
         """What decides a latent besides VAE weights and image: JSON-able, with a version number."""
@@ -131,6 +147,13 @@ class ModelFamily(Protocol):
         """Embeddings of captions, as the family's own pipeline makes them."""
         ...
 
+    def unconditional(self, empty: Prompts) -> Prompts:
+        """What guidance leads away from when there is no negative prompt, given the empty prompt's embedding.
+
+        The base was trained on it: SDXL's is zero, as its pipeline has it; elsewhere it is `empty` itself.
+        """
+        ...
+
     def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         """The frozen denoiser, in training mode, without any text encoder or VAE."""
         ...
@@ -146,5 +169,13 @@ class ModelFamily(Protocol):
     def sample(
         self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
     ) -> list[Image.Image]:
-        """Images sampled from embeddings alone, one for each seed, through the pipeline's own call."""
+        """Images sampled from embeddings alone, one for each seed, through the pipeline's own call.
+
+        Args:
+            pipeline: from `load_pipeline`; its denoiser may carry a LoRA.
+            prompts: one row an image.
+            negatives: one row an image, the negative prompts' embeddings or `unconditional`; a family that
+                guides by its input alone (Flux) does not look at them.
+            request: seeds, size, steps and guidance. Each image depends on its own seed and rows only.
+        """
         ...

@@ -1,0 +1,96 @@
+"""CLIP and T5 text encoders with their tokenizers, shared by all families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from eridiff.families import components
+
+if TYPE_CHECKING:
+    from eridiff.families.checkpoints.base import Base
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder and its tokenizer."""
+
+    tokenizer: Any
+    model: Any
+
+
+def load_clip(
+    base: Base, suffix: str, *, projected: bool, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    """The CLIP of components `text_encoder<suffix>` and `tokenizer<suffix>`; `projected` has a projection."""
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    tokenizer = components.load_tokenizer(base, f"tokenizer{suffix}", CLIPTokenizer)
+    model = components.load_transformers(base, f"text_encoder{suffix}", kind, device=device, dtype=dtype)
+    return TextEncoder(tokenizer, model)
+
+
+def load_t5(base: Base, suffix: str, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The T5 encoder of components `text_encoder<suffix>` and `tokenizer<suffix>`."""
+    tokenizer = components.load_tokenizer(base, f"tokenizer{suffix}", T5Tokenizer)
+    model = components.load_transformers(
+        base, f"text_encoder{suffix}", T5EncoderModel, device=device, dtype=dtype
+    )
+    return TextEncoder(tokenizer, model)
+
+
+@dataclass(frozen=True)
+class ClipStates:
+    """What CLIP says of captions.
+
+    Attributes:
+        penultimate: `[B, 77, D]`, the last hidden state but one, without the final norm.
+        pooled: `[B, P]`, the state at the end-of-text token after the final norm, projected if the model has
+            a projection.
+    """
+
+    penultimate: Tensor
+    pooled: Tensor
+
+
+@torch.no_grad()
+def clip_states(clip: TextEncoder, captions: Sequence[str]) -> ClipStates:
+    """States of captions cut or filled up to the model's length, without a mask."""
+    ids, _ = _tokens(clip, captions, clip.model.config.max_position_embeddings)
+    output = clip.model(ids, output_hidden_states=True)
+    pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
+    return ClipStates(output.hidden_states[-2], pooled)
+
+
+@torch.no_grad()
+def t5_states(t5: TextEncoder, captions: Sequence[str], length: int, *, zero_padding: bool = False) -> Tensor:
+    """Last hidden state `[B, length, D]` of captions cut or filled up to `length`, without a mask.
+
+    Args:
+        t5: encoder and tokenizer.
+        captions: B texts.
+        length: tokens, end-of-text included.
+        zero_padding: set the states of filling tokens to zero afterwards.
+    """
+    ids, is_text = _tokens(t5, captions, length)
+    states = t5.model(ids).last_hidden_state
+    return states * is_text[..., None] if zero_padding else states
+
+
+def _tokens(encoder: TextEncoder, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """Token ids `[B, length]`, and 1 where a token is text and 0 where it fills up."""
+    tokens = encoder.tokenizer(
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    device = encoder.model.device
+    return tokens.input_ids.to(device), tokens.attention_mask.to(device)

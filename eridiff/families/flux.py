@@ -1,0 +1,198 @@
+"""Flux.1-dev (Black Forest Labs 2024): rectified flow, distilled guidance, packed latents, CLIP-L and T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from eridiff.families.base import (
+    Conditioning,
+    FamilyOptions,
+    LatentSpec,
+    Moments,
+    Parts,
+    Prompts,
+    SampleRequest,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+    from eridiff.diffusion.objectives import Objective
+    from eridiff.families.checkpoints.base import Base
+    from eridiff.families.encoders import TextEncoder
+
+_DOUBLE_ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+_SINGLE_ATTENTION = r"single_transformer_blocks\.\d+\.attn\.to_[qkv]"
+_DOUBLE_FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
+_SINGLE_FEED_FORWARD = r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
+_DOUBLE_MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
+_SINGLE_MODULATION = r"single_transformer_blocks\.\d+\.norm\.linear"
+
+
+class FluxOptions(FamilyOptions):
+    """`model.options` of Flux."""
+
+    t5_length: Annotated[int, Field(ge=1, le=512)] = 512
+    """T5 tokens of a caption. Padding is a live input, so the same length must be used throughout."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Guidance that the model is told while training; 1 asks for the distribution itself."""
+    logit_mean: float = 0.0
+    """Mean of the logit of a time before the shift."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the logit of a time before the shift."""
+    timestep_shift: Literal["resolution"] | Annotated[float, Field(gt=0)] = "resolution"
+    """Moves training times towards noise: more for larger images (resolution), or one factor for all."""
+
+
+@dataclass(frozen=True)
+class Flux:
+    """Flux.1-dev with its options."""
+
+    options: FluxOptions
+
+    name: ClassVar[str] = "flux"
+    latent: ClassVar[LatentSpec] = LatentSpec(
+        channels=16, stride=8, multiple_px=16, scale=0.3611, shift=0.1159
+    )
+    parts: ClassVar[Parts] = Parts(
+        vae=("vae",),
+        text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        denoiser=("transformer",),
+        sampling=("transformer", "vae", "scheduler"),
+    )
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn": (_DOUBLE_ATTENTION, _SINGLE_ATTENTION),
+        "attn-mlp": (_DOUBLE_ATTENTION, _SINGLE_ATTENTION, _DOUBLE_FEED_FORWARD, _SINGLE_FEED_FORWARD),
+        "all": (
+            _DOUBLE_ATTENTION,
+            _SINGLE_ATTENTION,
+            _DOUBLE_FEED_FORWARD,
+            _SINGLE_FEED_FORWARD,
+            _DOUBLE_MODULATION,
+            _SINGLE_MODULATION,
+        ),
+    }
+    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+
+    def latent_recipe(self) -> dict[str, Any]:
+        """The moments' definition."""
+        return {"version": 1, "family": self.name, "what": "posterior mean and logvar"}
+
+    def text_recipe(self) -> dict[str, Any]:
+        """The embeddings' definition."""
+        return {"version": 1, "family": self.name, "t5_length": self.options.t5_length}
+
+    @property
+    def objective(self) -> Objective:
+        """Rectified flow with times that lean to noise as images grow."""
+        from eridiff.diffusion.objectives import FlowMatching
+        from eridiff.diffusion.timesteps import ConstantShift, ResolutionShift
+
+        shift = self.options.timestep_shift
+        return FlowMatching(
+            shift=ResolutionShift() if shift == "resolution" else ConstantShift(shift),
+            logit_mean=self.options.logit_mean,
+            logit_std=self.options.logit_std,
+        )
+
+    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """The 16-channel AutoencoderKL."""
+        from diffusers import AutoencoderKL
+
+        from eridiff.families import components
+
+        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
+        """Posterior moments, each `[B, 16, H/8, W/8]`."""
+        from eridiff.families import autoencoder
+
+        return autoencoder.encode(vae, pixels, self.latent)
+
+    def load_text_encoders(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[TextEncoder, TextEncoder]:
+        """CLIP-L and T5-XXL."""
+        from eridiff.families.encoders import load_clip, load_t5
+
+        return (
+            load_clip(base, "", projected=False, device=device, dtype=dtype),
+            load_t5(base, "_2", device=device, dtype=dtype),
+        )
+
+    def encode_prompts(self, encoders: tuple[TextEncoder, TextEncoder], captions: Sequence[str]) -> Prompts:
+        """T5's states `[B, t5_length, 4096]`; pooled is CLIP-L's, not projected `[B, 768]`."""
+        from eridiff.families.encoders import clip_states, t5_states
+
+        clip, t5 = encoders
+        return Prompts(t5_states(t5, captions, self.options.t5_length), clip_states(clip, captions).pooled)
+
+    def unconditional(self, empty: Prompts) -> Prompts:
+        """The empty prompt itself."""
+        return empty
+
+    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        """The transformer, frozen."""
+        from diffusers import FluxTransformer2DModel
+
+        from eridiff.families import components
+
+        transformer = components.load_diffusers(
+            base, "transformer", FluxTransformer2DModel, device=device, dtype=dtype
+        )
+        return transformer.train()
+
+    def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The transformer's velocity `[B, 16, h, w]`; t and guidance reach their embeddings as float32."""
+        from eridiff.families import packing
+
+        dtype = denoiser.x_embedder.weight.dtype
+        guidance = t.new_full(t.shape, self.options.guidance) if denoiser.config.guidance_embeds else None
+        with packing.unrounded_time(denoiser, t, guidance):
+            packed = denoiser(
+                hidden_states=packing.pack(noisy).to(dtype),
+                timestep=t,
+                guidance=guidance,
+                pooled_projections=cond.pooled.to(dtype),
+                encoder_hidden_states=cond.text.to(dtype),
+                txt_ids=t.new_zeros(cond.text.shape[1], 3),
+                img_ids=packing.image_ids(noisy),
+                return_dict=False,
+            )[0]
+        return packing.unpack(packed, noisy.shape[-2:])
+
+    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """FluxPipeline without encoders."""
+        from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+        from eridiff.families import components, sampling
+
+        present = {
+            "vae": self.load_vae(base, device=device, dtype=dtype),
+            "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "scheduler": components.load_scheduler(base, FlowMatchEulerDiscreteScheduler),
+        }
+        return sampling.pipeline(FluxPipeline, present, absent=self.parts.text)
+
+    def sample(
+        self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
+    ) -> list[Image.Image]:
+        """Images by distilled guidance (3.5 is usual): the model is told it, and `negatives` play no part."""
+        from eridiff.families.sampling import generators, like
+
+        prompts = like(pipeline.transformer, prompts)
+        return pipeline(
+            prompt_embeds=prompts.text,
+            pooled_prompt_embeds=prompts.pooled,
+            width=request.width_px,
+            height=request.height_px,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=generators(request.seeds),
+        ).images

@@ -1,0 +1,223 @@
+"""Stable Diffusion 3.5, medium and large (Esser et al. 2024): rectified flow, an MMDiT, two CLIPs and T5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from eridiff.errors import ModelError
+from eridiff.families.base import (
+    Conditioning,
+    FamilyOptions,
+    LatentSpec,
+    Moments,
+    Parts,
+    Prompts,
+    SampleRequest,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+    from eridiff.diffusion.objectives import Objective
+    from eridiff.families.checkpoints.base import Base
+    from eridiff.families.encoders import TextEncoder
+
+_ATTENTION = r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
+_FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
+_MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
+
+
+class Sd35Options(FamilyOptions):
+    """`model.options` of Stable Diffusion 3.5."""
+
+    variant: Literal["medium", "large"] | None = None
+    """Which one the base must be; by default whichever its weights are."""
+    t5_length: Annotated[int, Field(ge=1, le=512)] = 154
+    """T5 tokens of a caption. Padding is a live input, so the same length must be used throughout."""
+    mask_mode: Literal["reference", "zero"] = "reference"
+    """T5 states of padding: as T5 gives them (reference), or zero."""
+    timestep_shift: Annotated[float, Field(gt=0)] = 3.0
+    """Moves training times towards noise."""
+    logit_mean: float = 0.0
+    """Mean of the logit of a time before the shift."""
+    logit_std: Annotated[float, Field(gt=0)] = 1.0
+    """Standard deviation of the logit of a time before the shift."""
+    loss: Literal["plain", "preconditioned"] = "plain"
+    """Velocity MSE, or the same times t squared (diffusers, kohya); the log has the plain one always."""
+
+
+@dataclass(frozen=True)
+class Sd35:
+    """Stable Diffusion 3.5 with its options."""
+
+    options: Sd35Options
+
+    name: ClassVar[str] = "sd35"
+    latent: ClassVar[LatentSpec] = LatentSpec(
+        channels=16, stride=8, multiple_px=16, scale=1.5305, shift=0.0609
+    )
+    parts: ClassVar[Parts] = Parts(
+        vae=("vae",),
+        text=(
+            "text_encoder",
+            "text_encoder_2",
+            "text_encoder_3",
+            "tokenizer",
+            "tokenizer_2",
+            "tokenizer_3",
+        ),
+        denoiser=("transformer",),
+        sampling=("transformer", "vae", "scheduler"),
+    )
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn": (_ATTENTION,),
+        "attn-mlp": (_ATTENTION, _FEED_FORWARD),
+        "all": (_ATTENTION, _FEED_FORWARD, _MODULATION),
+    }
+    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+
+    def latent_recipe(self) -> dict[str, Any]:
+        """The moments' definition."""
+        return {"version": 1, "family": self.name, "what": "posterior mean and logvar"}
+
+    def text_recipe(self) -> dict[str, Any]:
+        """The embeddings' definition."""
+        return {
+            "version": 1,
+            "family": self.name,
+            "t5_length": self.options.t5_length,
+            "mask_mode": self.options.mask_mode,
+        }
+
+    @property
+    def objective(self) -> Objective:
+        """Rectified flow with logit-normal times and a constant shift."""
+        from eridiff.diffusion.objectives import FlowMatching
+        from eridiff.diffusion.timesteps import ConstantShift
+
+        return FlowMatching(
+            shift=ConstantShift(self.options.timestep_shift),
+            logit_mean=self.options.logit_mean,
+            logit_std=self.options.logit_std,
+            preconditioned=self.options.loss == "preconditioned",
+        )
+
+    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """The 16-channel AutoencoderKL."""
+        from diffusers import AutoencoderKL
+
+        from eridiff.families import components
+
+        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
+        """Posterior moments, each `[B, 16, H/8, W/8]`."""
+        from eridiff.families import autoencoder
+
+        return autoencoder.encode(vae, pixels, self.latent)
+
+    def load_text_encoders(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[TextEncoder, TextEncoder, TextEncoder]:
+        """CLIP-L, OpenCLIP-G and T5-XXL."""
+        from eridiff.families.encoders import load_clip, load_t5
+
+        return (
+            load_clip(base, "", projected=True, device=device, dtype=dtype),
+            load_clip(base, "_2", projected=True, device=device, dtype=dtype),
+            load_t5(base, "_3", device=device, dtype=dtype),
+        )
+
+    def encode_prompts(
+        self, encoders: tuple[TextEncoder, TextEncoder, TextEncoder], captions: Sequence[str]
+    ) -> Prompts:
+        """CLIP's rows, zero-filled in width, then T5's: `[B, 77 + t5_length, 4096]`; pooled `[B, 2048]`."""
+        import torch
+
+        from eridiff.families.encoders import clip_states, t5_states
+
+        clip_l, clip_g = (clip_states(encoder, captions) for encoder in encoders[:2])
+        zero_padding = self.options.mask_mode == "zero"
+        t5 = t5_states(encoders[2], captions, self.options.t5_length, zero_padding=zero_padding)
+        clip = torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1)
+        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        return Prompts(torch.cat([clip, t5], dim=1), torch.cat([clip_l.pooled, clip_g.pooled], dim=-1))
+
+    def unconditional(self, empty: Prompts) -> Prompts:
+        """The empty prompt itself."""
+        return empty
+
+    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        """The MMDiT, frozen.
+
+        Raises:
+            ModelError: the base is not of the variant that the options name.
+        """
+        from diffusers import SD3Transformer2DModel
+
+        from eridiff.families import components
+
+        transformer = components.load_diffusers(
+            base, "transformer", SD3Transformer2DModel, device=device, dtype=dtype
+        )
+        variant = "medium" if transformer.config.dual_attention_layers else "large"
+        if self.options.variant not in (None, variant):
+            raise ModelError(
+                "The base is of another variant.",
+                where="model.options.variant",
+                found=variant,
+                wanted=self.options.variant,
+                fix="set model.base or model.options.variant",
+            )
+        return transformer.train()
+
+    def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The MMDiT's velocity `[B, 16, h, w]`; time goes in as float32 `1000 t`."""
+        from eridiff.diffusion.timesteps import NUM_STEPS
+
+        dtype = denoiser.pos_embed.proj.weight.dtype
+        return denoiser(
+            hidden_states=noisy.to(dtype),
+            timestep=t.float() * NUM_STEPS,
+            encoder_hidden_states=cond.text.to(dtype),
+            pooled_projections=cond.pooled.to(dtype),
+            return_dict=False,
+        )[0]
+
+    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """StableDiffusion3Pipeline without encoders."""
+        from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+        from eridiff.families import components, sampling
+
+        present = {
+            "vae": self.load_vae(base, device=device, dtype=dtype),
+            "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "scheduler": components.load_scheduler(base, FlowMatchEulerDiscreteScheduler),
+        }
+        return sampling.pipeline(StableDiffusion3Pipeline, present, absent=self.parts.text)
+
+    def sample(
+        self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
+    ) -> list[Image.Image]:
+        """Images by classifier-free guidance."""
+        from eridiff.families.sampling import generators, like
+
+        prompts, negatives = like(pipeline.transformer, prompts), like(pipeline.transformer, negatives)
+        return pipeline(
+            prompt_embeds=prompts.text,
+            pooled_prompt_embeds=prompts.pooled,
+            negative_prompt_embeds=negatives.text,
+            negative_pooled_prompt_embeds=negatives.pooled,
+            width=request.width_px,
+            height=request.height_px,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=generators(request.seeds),
+        ).images

@@ -1,0 +1,207 @@
+"""Stable Diffusion XL (Podell et al. 2023): a UNet, two CLIPs, size and crop told to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from eridiff.families.base import (
+    Conditioning,
+    FamilyOptions,
+    LatentSpec,
+    Moments,
+    Parts,
+    Prompts,
+    SampleRequest,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+    from eridiff.diffusion.objectives import Objective
+    from eridiff.families.checkpoints.base import Base
+    from eridiff.families.encoders import TextEncoder
+
+_ATTENTION = r".*\.transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+_FEED_FORWARD = r".*\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
+_PROJECTION = r".*\.attentions\.\d+\.proj_(in|out)"
+_TIME = r".*\.resnets\.\d+\.time_emb_proj"
+
+
+class SdxlOptions(FamilyOptions):
+    """`model.options` of SDXL."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    """What the base predicts; most predict the noise."""
+    zero_terminal_snr: bool = False
+    """The base's last step is pure noise; needs v_prediction."""
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Weight the loss by min(SNR, gamma); 5 is usual."""
+    debiased: bool = False
+    """Weight the loss by 1/sqrt(SNR)."""
+    noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of a constant added to each channel of the noise; 0.05 is usual."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError("zero_terminal_snr needs prediction_type: v_prediction")
+        if self.min_snr_gamma is not None and self.debiased:
+            raise ValueError("min_snr_gamma and debiased are two weightings of the loss: choose one")
+        return self
+
+
+@dataclass(frozen=True)
+class Sdxl:
+    """SDXL with its options."""
+
+    options: SdxlOptions
+
+    name: ClassVar[str] = "sdxl"
+    latent: ClassVar[LatentSpec] = LatentSpec(channels=4, stride=8, multiple_px=8, scale=0.13025, shift=0.0)
+    parts: ClassVar[Parts] = Parts(
+        vae=("vae",),
+        text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+        denoiser=("unet",),
+        sampling=("unet", "vae", "scheduler"),
+    )
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "attn": (_ATTENTION,),
+        "attn-mlp": (_ATTENTION, _FEED_FORWARD, _PROJECTION),
+        "all": (_ATTENTION, _FEED_FORWARD, _PROJECTION, _TIME),
+    }
+    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+
+    def latent_recipe(self) -> dict[str, Any]:
+        """The moments' definition."""
+        return {"version": 1, "family": self.name, "what": "posterior mean and logvar"}
+
+    def text_recipe(self) -> dict[str, Any]:
+        """The embeddings' definition."""
+        return {"version": 1, "family": self.name, "states": "penultimate", "mask": None}
+
+    @property
+    def objective(self) -> Objective:
+        """DDPM's, as the options say."""
+        from eridiff.diffusion.objectives import Ddpm
+
+        return Ddpm(
+            prediction=self.options.prediction_type,
+            zero_terminal_snr=self.options.zero_terminal_snr,
+            min_snr_gamma=self.options.min_snr_gamma,
+            debiased=self.options.debiased,
+            noise_offset=self.options.noise_offset,
+        )
+
+    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """The 4-channel AutoencoderKL. In float16 it overflows to NaN unless it is a repaired one."""
+        from diffusers import AutoencoderKL
+
+        from eridiff.families import components
+
+        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+
+    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
+        """Posterior moments, each `[B, 4, H/8, W/8]`."""
+        from eridiff.families import autoencoder
+
+        return autoencoder.encode(vae, pixels, self.latent)
+
+    def load_text_encoders(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype
+    ) -> tuple[TextEncoder, TextEncoder]:
+        """CLIP-L and OpenCLIP-G."""
+        from eridiff.families.encoders import load_clip
+
+        return (
+            load_clip(base, "", projected=False, device=device, dtype=dtype),
+            load_clip(base, "_2", projected=True, device=device, dtype=dtype),
+        )
+
+    def encode_prompts(self, encoders: tuple[TextEncoder, TextEncoder], captions: Sequence[str]) -> Prompts:
+        """Both CLIPs side by side `[B, 77, 2048]`; pooled is CLIP-G's, projected `[B, 1280]`."""
+        import torch
+
+        from eridiff.families.encoders import clip_states
+
+        clip_l, clip_g = (clip_states(encoder, captions) for encoder in encoders)
+        return Prompts(torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1), clip_g.pooled)
+
+    def unconditional(self, empty: Prompts) -> Prompts:
+        """Zeros: the base was trained with zeroed embeddings where captions were dropped."""
+        import torch
+
+        return Prompts(torch.zeros_like(empty.text), torch.zeros_like(empty.pooled))
+
+    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        """The UNet, frozen."""
+        from diffusers import UNet2DConditionModel
+
+        from eridiff.families import components
+
+        unet = components.load_diffusers(base, "unet", UNet2DConditionModel, device=device, dtype=dtype)
+        return unet.train()
+
+    def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """The UNet's noise or v `[B, 4, h, w]`.
+
+        Geometry goes in as float32: bfloat16 would lose whole numbers above 256. The step that the UNet is
+        told is the one that the objective noised with.
+        """
+        from eridiff.diffusion.timesteps import to_step
+
+        dtype = denoiser.conv_in.weight.dtype
+        added = {"text_embeds": cond.pooled.to(dtype), "time_ids": cond.geometry.float()}
+        return denoiser(
+            noisy.to(dtype),
+            to_step(t),
+            encoder_hidden_states=cond.text.to(dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """StableDiffusionXLPipeline without encoders, its VAE in float32."""
+        import torch
+        from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+        from eridiff.families import components, sampling
+
+        changes: dict[str, Any] = {"prediction_type": self.options.prediction_type}
+        if self.options.zero_terminal_snr:
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        present = {
+            "vae": self.load_vae(base, device=device, dtype=torch.float32),
+            "unet": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "scheduler": components.load_scheduler(base, EulerDiscreteScheduler, changes),
+            "add_watermarker": False,
+        }
+        return sampling.pipeline(StableDiffusionXLPipeline, present, absent=self.parts.text)
+
+    def sample(
+        self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
+    ) -> list[Image.Image]:
+        """Images by classifier-free guidance, told that they are whole and of their own size."""
+        from eridiff.families import autoencoder
+        from eridiff.families.sampling import generators, like
+
+        prompts, negatives = like(pipeline.unet, prompts), like(pipeline.unet, negatives)
+        latents = pipeline(
+            prompt_embeds=prompts.text,
+            pooled_prompt_embeds=prompts.pooled,
+            negative_prompt_embeds=negatives.text,
+            negative_pooled_prompt_embeds=negatives.pooled,
+            width=request.width_px,
+            height=request.height_px,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            generator=generators(request.seeds),
+            output_type="latent",
+        ).images
+        pixels = autoencoder.decode(pipeline.vae, latents)
+        return pipeline.image_processor.postprocess(pixels, output_type="pil")
