@@ -1,0 +1,127 @@
+"""Images through diffusers' own pipelines, from stored embeddings and the LoRA file that a user loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from eridiff.evaluation.pictures import Picture, Settings
+from eridiff.families.base import ModelFamily, Prompts, SampleRequest
+from eridiff.store.files import atomic_path
+from eridiff.training.cached import EMPTY_PROMPT, Cached
+
+_ADAPTER = "lora"
+
+
+class AttachedLora:
+    """A LoRA inside a pipeline, at strength 1 until told otherwise."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def set_strength(self, strength: float) -> None:
+        """Multiplies the LoRA's change by `strength`."""
+        self._pipeline.set_adapters([_ADAPTER], [strength])
+
+
+@contextmanager
+def attached(pipeline: Any, tensors: Mapping[str, Tensor]) -> Iterator[AttachedLora]:
+    """The pipeline with a LoRA; after the block it is the base again, layer for layer.
+
+    Args:
+        pipeline: a pipeline of diffusers.
+        tensors: what `load_lora_weights` takes.
+    """
+    pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
+    lora = AttachedLora(pipeline)
+    lora.set_strength(1.0)
+    try:
+        yield lora
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def sample(
+    family: ModelFamily, pipeline: Any, cached: Cached, pictures: Sequence[Picture]
+) -> list[Image.Image]:
+    """The images of one batch, all with the LoRA and strength that the pipeline carries now.
+
+    Args:
+        family: whose pipeline it is.
+        pipeline: from `family.load_pipeline`.
+        cached: holds the embedding of every prompt.
+        pictures: of one evaluation; not empty.
+    """
+    shared = pictures[0].settings
+    request = SampleRequest(
+        seeds=tuple(picture.seed for picture in pictures),
+        width_px=shared.width_px,
+        height_px=shared.height_px,
+        steps=shared.steps,
+        guidance=shared.guidance,
+    )
+    prompts = _stacked([cached.prompt(picture.prompt) for picture in pictures])
+    negatives = _stacked([_negative(family, cached, shared)] * len(pictures))
+    with torch.no_grad():
+        return family.sample(pipeline, prompts, negatives, request)
+
+
+def sample_missing(
+    family: ModelFamily,
+    pipeline: Any,
+    cached: Cached,
+    batches: Sequence[Sequence[Picture]],
+    folder: Path,
+    *,
+    on_batch: Callable[[int], None],
+) -> int:
+    """Makes the images that `folder` lacks and returns the bytes written.
+
+    A batch that lacks one is sampled whole, since what shares a batch can change an image in its last bit.
+
+    Args:
+        family: whose pipeline it is.
+        pipeline: carries the LoRA and strength of all `batches`.
+        cached: holds the embedding of every prompt.
+        batches: see `pictures.batches`.
+        folder: where the images lie, each under its key.
+        on_batch: called with the number of images made; may raise to stop.
+    """
+    written = 0
+    for batch in batches:
+        missing = [picture for picture in batch if not picture.path(folder).exists()]
+        if not missing:
+            continue
+        sampled = sample(family, pipeline, cached, batch)
+        images = dict(zip([picture.key for picture in batch], sampled, strict=True))
+        for picture in missing:
+            written += write_png(images[picture.key], picture.path(folder), picture.metadata())
+        on_batch(len(missing))
+    return written
+
+
+def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> int:
+    """Writes an image with words inside, whole or not at all; returns its bytes on disk."""
+    words = PngImagePlugin.PngInfo()
+    for name, value in metadata.items():
+        words.add_text(name, value)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=words)
+    return path.stat().st_size
+
+
+def _negative(family: ModelFamily, cached: Cached, settings: Settings) -> Prompts:
+    if settings.negative:
+        return cached.prompt(settings.negative)
+    return family.unconditional(cached.prompt(EMPTY_PROMPT))
+
+
+def _stacked(prompts: Sequence[Prompts]) -> Prompts:
+    text = torch.stack([prompt.text for prompt in prompts])
+    return Prompts(text, torch.stack([prompt.pooled for prompt in prompts]))
