@@ -210,12 +210,32 @@ class Logging(Section):
     wandb_project: str | None = None
 
 
+class Publish(Section):
+    """What a LoRA must do to become its name's champion, and where the champion goes."""
+
+    to: Path | None = None
+    """Folder that another program loads LoRAs from; the champion is kept there as `<name>.safetensors`."""
+    margin: Share = 0.0
+    """Promote only if the hold-out loss is lower than the champion's by more than this share of it."""
+    keep: Positive = 5
+    """Versions whose files stay in the registry, to roll back to."""
+
+
+class Retrain(Section):
+    """How a scheduled retraining begins."""
+
+    start_from: Literal["scratch", "champion"] = "scratch"
+    """`champion` begins with the weights that are published now."""
+
+
 class Storage(Section):
     """Where artifacts lie."""
 
     data: Path = Path("data")
     """Shards, snapshots, latents and embeddings, shared by all recipes."""
     runs: Path = Path("runs")
+    registry: Path = Path("registry")
+    """Which LoRA of each name is the champion, and the files of the last ones."""
 
 
 class Recipe(Section):
@@ -234,6 +254,8 @@ class Recipe(Section):
     sample: Sample = Sample()
     validation: Validation = Validation()
     logging: Logging = Logging()
+    publish: Publish = Publish()
+    retrain: Retrain = Retrain()
     storage: Storage = Storage()
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
