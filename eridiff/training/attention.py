@@ -1,8 +1,8 @@
 """Which attention a GPU runs, and the proof that its gradients are right before the first step.
 
 Left to choose, torch 2.11 with cuDNN 9.19 took a backend whose backward pass was wrong inside a transformer
-while its outputs were right. So the backend is always named here, cuDNN is never among them, and the gradients
-of the run's own first batch are compared with those of plain matrix products.
+while its outputs were right. So the backend is always named here, cuDNN is never among them, and the
+gradients of the run's own first batch are compared with those of plain matrix products.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _reference(
     try:
         return batch, gradient(family, denoiser, parameters, batch, backend="math", dtype=dtype)
     except torch.OutOfMemoryError:
-        smaller = batch.cropped(family.latent.multiple_px // family.latent.stride)
+        smaller = batch.cropped()
         if smaller is None:
             raise
         logger.info(
@@ -161,7 +161,7 @@ def gradient(
 
 @contextmanager
 def checkpointed(denoiser: nn.Module) -> Iterator[None]:
-    """A context with gradient checkpointing on: plain attention keeps its whole score matrix of each layer."""
+    """A context with gradient checkpointing on: plain attention keeps every layer's score matrix."""
     if not isinstance(denoiser, Checkpointing) or denoiser.is_gradient_checkpointing:
         yield
         return

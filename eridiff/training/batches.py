@@ -90,7 +90,7 @@ class Batches:
 
         mirrored = sample.flip and bool(torch.rand((), generator=stream("mirror")) < 0.5)
         moments = self._cached.moments(sample, mirrored=mirrored)
-        clean = scaled(self._family, posterior.draw(moments.mean, moments.logvar, stream("posterior")))
+        clean = self._family.latent.scaled(posterior.draw(moments.mean, moments.logvar, stream("posterior")))
         channels, height, width = clean.shape
         objective = self._family.objective
         return _Row(
@@ -134,11 +134,6 @@ def step_batches(
             num_samples=sum(len(batch.draws) for batch in drawn),
             batches=tuple(batches.batch(step, share) for share in shares if share),
         )
-
-
-def scaled(family: ModelFamily, latents: Tensor) -> Tensor:
-    """Latents as the denoiser sees them, from unscaled ones."""
-    return (latents - family.latent.shift) * family.latent.scale
 
 
 def geometry(sample: Sample, *, mirrored: bool) -> Tensor:

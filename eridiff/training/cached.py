@@ -48,10 +48,9 @@ def open_cached(latents: TensorStore, text: TensorStore, samples: Iterable[Sampl
 
 
 def latent_keys(samples: Iterable[Sample]) -> Iterator[str]:
-    """Keys of the latents of `samples`, mirrored ones where a sample may be mirrored."""
+    """Keys of all latents that may be drawn."""
     for sample in samples:
-        for mirrored in (False, True) if sample.flip else (False,):
-            yield sample.latent_key(mirrored)
+        yield from sample.latent_keys()
 
 
 def text_keys(samples: Iterable[Sample]) -> Iterator[str]:

@@ -1,9 +1,8 @@
 """Checkpoints: a folder a step, written aside and renamed, each file with its digest; nothing is pickled.
 
-checkpoints/step-000250/lora.safetensors        trained parameters, float32
-                        optimizer.safetensors   tensors of the optimizer's state
-                        ema.safetensors         the moving average, where there is one
-                        state.json              step, run, the optimizer's scalars, digests of the files
+In `checkpoints/step-000250/` lie `lora.safetensors` (the trained parameters, float32),
+`optimizer.safetensors` (the tensors of its state), `ema.safetensors` where there is an average, and
+`state.json`: step, run, the optimizer's scalars, and the digests of the files.
 """
 
 from __future__ import annotations
@@ -11,26 +10,24 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
-from eridiff.errors import EridiffError, StoreError
-from eridiff.store.files import atomic_path, digest_file, digest_json, write_json
+from eridiff.errors import StoreError
+from eridiff.store.files import digest_bytes, digest_file, digest_json, write_atomic, write_json
+from eridiff.store.runs import Run
 from eridiff.training.packing import pack, unpack
 
 logger = logging.getLogger(__name__)
 VERSION = 1
-_NAME = re.compile(r"step-(\d+)")
-_UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -54,45 +51,51 @@ class Checkpoint:
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-def step_name(step: int) -> str:
-    """The name of a step's folder, in the order of steps: `step-000250`."""
-    return f"step-{step:06d}"
+def steps_in(run: Run) -> list[int]:
+    """Steps of the checkpoints of a run, oldest first."""
+    names = (path.name for path in run.checkpoints.glob("step-*") if path.is_dir())
+    return sorted(int(name.removeprefix("step-")) for name in names)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, oldest first, whole or not."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+def folder_of(run: Run, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run.checkpoints / f"step-{step:06d}"
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+def save(run: Run, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Writes a checkpoint, then deletes all but the newest `keep`.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        StoreError: the disk is full, or the optimizer keeps what cannot be stored; the older checkpoints stay.
+        StoreError: the disk is full, or the optimizer keeps what cannot be stored; older ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(f"{_UNFINISHED}*"):  # only one process writes here
+    final = folder_of(run, checkpoint.step)
+    for abandoned in run.checkpoints.glob(".step-*.tmp"):  # only one process writes here
         shutil.rmtree(abandoned)
-    aside = folder / f"{_UNFINISHED}{uuid.uuid4().hex[:12]}"
-    aside.mkdir()
+    aside = run.checkpoints / f".{final.name}.tmp"
+    aside.mkdir(parents=True)
     try:
         _write(aside, checkpoint)
-        final = folder / step_name(checkpoint.step)
-        if final.exists():  # damaged, or it would have been resumed from
+        if final.exists():  # damaged, or the run would have gone on from it
             shutil.rmtree(final)
         aside.rename(final)
-        _flush_folder(folder)
+        _flush(run.checkpoints)
     finally:
         if aside.exists():
             shutil.rmtree(aside)
-    for step in steps_in(folder)[:-keep]:
-        shutil.rmtree(folder / step_name(step))
+    for step in steps_in(run)[:-keep]:
+        shutil.rmtree(folder_of(run, step))
     return final
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -100,7 +103,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         tensors, scalars = pack(checkpoint.optimizer)
     except TypeError as error:
         raise StoreError(
-            f"a checkpoint of this optimizer cannot be written: {error}",
+            f"A checkpoint of this optimizer cannot be written: {error}.",
             where="train.optimizer",
             fix="use another optimizer",
         ) from error
@@ -109,10 +112,9 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         files["ema"] = checkpoint.ema
     digests = {}
     for name, content in files.items():
-        path = folder / f"{name}.safetensors"
-        with atomic_path(path) as temporary:
-            save_file({key: value.detach().cpu().contiguous() for key, value in content.items()}, temporary)
-        digests[path.name] = digest_file(path)
+        data = serialize({key: value.detach().cpu().contiguous() for key, value in content.items()})
+        write_atomic(folder / f"{name}.safetensors", data)
+        digests[f"{name}.safetensors"] = digest_bytes(data)
     state = {
         "version": VERSION,
         "step": checkpoint.step,
@@ -153,29 +155,17 @@ def load(folder: Path) -> Checkpoint:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`; a damaged one is named in a warning and passed over."""
-    for checkpoint in whole(folder, reversed(steps_in(folder))):
-        return checkpoint
+def newest(run: Run) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; a damaged one is named in a warning and passed over."""
+    for step in reversed(steps_in(run)):
+        try:
+            return load(folder_of(run, step))
+        except StoreError as error:
+            logger.warning(
+                "The checkpoint of step %d cannot be used; trying the one before.\n%s", step, error
+            )
     return None
 
 
-def whole(folder: Path, steps: Sequence[int] | Iterator[int]) -> Iterator[Checkpoint]:
-    """The checkpoints of those steps that are whole; each damaged one is named in a warning."""
-    for step in steps:
-        try:
-            yield load(folder / step_name(step))
-        except StoreError as error:
-            logger.warning("Checkpoint of step %d cannot be used, the one before is tried.\n%s", step, error)
-
-
-def _damaged(path: Path, found: str) -> EridiffError:
+def _damaged(path: Path, found: str) -> StoreError:
     return StoreError("A checkpoint is damaged.", where=path, found=found, fix="delete its folder")
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

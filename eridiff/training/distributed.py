@@ -1,8 +1,8 @@
 """One process a device, started by torchrun: who we are, and the one sum a step that ties the devices.
 
 Every device holds the whole LoRA and takes a share of each batch. Its loss is divided by the samples of the
-whole step, so that the plain sum of the gradients over devices is the gradient of the step: exact for shares of
-unequal size, empty ones included, with no wrapper around the model.
+whole step, so that the plain sum of the gradients over devices is the gradient of the step: exact for shares
+of unequal size, empty ones included, with no wrapper around the model.
 """
 
 from __future__ import annotations

@@ -39,6 +39,12 @@ def build_optimizer(
         RecipeError: no such class, or arguments that it does not take.
     """
     kind = optimizer_class(name)
+    if _needs_closure(kind):
+        raise RecipeError(
+            f"{kind.__name__} evaluates the loss several times a step, which this trainer does not do",
+            where=WHERE,
+            fix="choose a first-order optimizer, such as adamw",
+        )
     known = [key for key in inspect.signature(kind).parameters if key not in ("self", "params", "lr")]
     for key in params:
         if key not in known and not _takes_any(kind):
@@ -93,6 +99,11 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             "not a torch optimizer", where=WHERE, found=path, wanted="a subclass of torch.optim.Optimizer"
         )
     return found
+
+
+def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def _takes_any(kind: type) -> bool:

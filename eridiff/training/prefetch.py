@@ -42,7 +42,7 @@ def prefetched(items: Iterable[Item], depth: int) -> Iterator[Iterator[Item]]:
                 if not put(item):
                     return
             put(_End(None))
-        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+        except BaseException as error:  # raised again in the consumer's thread
             put(_End(error))
 
     def take() -> Iterator[Item]:

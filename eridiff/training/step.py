@@ -13,7 +13,7 @@ from eridiff.diffusion.objectives import Losses
 from eridiff.families.base import Conditioning, ModelFamily
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_CELLS = 8
+CROP_CELLS = 8
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ class Batch:
         """A batch of the first sample alone."""
         return replace(self._each(lambda tensor: tensor[:1]), sample_ids=self.sample_ids[:1])
 
-    def cropped(self, multiple: int) -> Batch | None:
-        """The middle of the latents at half their sides, in multiples of `multiple` cells; None below 8."""
-        height, width = (side // 2 // multiple * multiple for side in self.clean.shape[-2:])
-        if min(height, width) < MIN_CELLS:
+    def cropped(self) -> Batch | None:
+        """The middle of the latents at half their sides, in whole blocks of 8 cells; None if none is left."""
+        height, width = (side // 2 // CROP_CELLS * CROP_CELLS for side in self.clean.shape[-2:])
+        if not height or not width:
             return None
-        top, left = ((side - kept) // 2 for side, kept in zip(self.clean.shape[-2:], (height, width)))
+        top, left = (
+            (side - kept) // 2 for side, kept in zip(self.clean.shape[-2:], (height, width), strict=True)
+        )
         area = (..., slice(top, top + height), slice(left, left + width))
         return replace(self, clean=self.clean[area], noise=self.noise[area])
 

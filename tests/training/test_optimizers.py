@@ -34,6 +34,7 @@ def test_any_class_by_import_path() -> None:
         ("torch.nn.Linear", {}, "not a torch optimizer"),
         ("adamw", {"weight_decya": 0.1}, "write 'weight_decay'"),
         ("adamw", {"betas": [2.0, 0.9]}, "refused its arguments"),
+        ("torch.optim.LBFGS", {}, "several times a step"),
         ("adamw", {"lr": 0.1}, "takes no argument 'lr'"),
     ],
 )

@@ -1,0 +1,255 @@
+"""A run from its newest checkpoint to its last step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.errors import Interrupted, ModelError, StoreError
+from eridiff.families.base import ModelFamily
+from eridiff.recipe import Logging, Save, Train
+from eridiff.store.runs import Run
+from eridiff.training import checkpoint
+from eridiff.training.attention import attention, check_gradients
+from eridiff.training.batches import Batches, StepBatches, step_batches
+from eridiff.training.distributed import Processes
+from eridiff.training.metrics import Tracker, Window, trackers
+from eridiff.training.order import Order
+from eridiff.training.prefetch import prefetched
+from eridiff.training.step import DTYPES
+from eridiff.training.trainer import NonFiniteError, StepResult, Trainer
+
+logger = logging.getLogger(__name__)
+AHEAD = 4
+"""Steps whose batches are made ahead."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and where it is kept.
+
+    Attributes:
+        run: the run's folder and id.
+        family: makes predictions and losses.
+        denoiser: on the device, frozen but for `parameters`.
+        parameters: name to trained parameter, float32.
+        batches: makes batches of drawn samples.
+        order: which samples make which batch.
+        train: the recipe's section; `save` and `logging` alike.
+        config: the resolved recipe, for trackers to show.
+    """
+
+    run: Run
+    family: ModelFamily
+    denoiser: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    batches: Batches
+    order: Order
+    train: Train
+    save: Save
+    logging: Logging
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller is told, and asked.
+
+    Attributes:
+        resumed: called once with the step that the run goes on from.
+        stop: whether to save and stop after this step.
+        step: called after each step.
+        export: writes the LoRA file of a step from the parameters by name; called on rank 0 alone.
+    """
+
+    resumed: Callable[[int], None]
+    stop: Callable[[], bool]
+    step: Callable[[StepResult], None]
+    export: Callable[[int, Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        resumed_from: the step it went on from.
+        steps: steps made in all.
+        last: the numbers last logged.
+        attention_difference: what `check_gradients` found; None where nothing had to be checked.
+    """
+
+    resumed_from: int
+    steps: int
+    last: Mapping[str, float]
+    attention_difference: float | None
+
+
+def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
+    """Trains until the last step, going on from the newest whole checkpoint.
+
+    Raises:
+        Interrupted: `hooks.stop` asked for it; a checkpoint was saved.
+        ModelError: the loss is not finite, or attention gives wrong gradients.
+        StoreError: latents or embeddings are damaged (a checkpoint was saved), or the disk is full.
+    """
+    trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, processes)
+    window = _resume(trainer, job.run, processes)
+    start = trainer.step
+    hooks.resumed(start)
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
+    difference = _checked_attention(job, processes, start)
+    with (
+        attention(job.train.attention),
+        _tracked(job, processes, start) as track,
+        prefetched(_work(job, processes, start), AHEAD) as work,
+    ):
+        last = _go(_Going(job, processes, hooks, trainer, track), work, window)
+    processes.wait()
+    return Outcome(start, trainer.step, last, difference)
+
+
+@dataclass(frozen=True)
+class _Going:
+    """What stays the same from step to step."""
+
+    job: Job
+    processes: Processes
+    hooks: Hooks
+    trainer: Trainer
+    track: Tracker
+
+    def save(self, window: Window, *, export: bool) -> None:
+        if not self.processes.leads:
+            return
+        trainer, job = self.trainer, self.job
+        checkpoint.save(
+            job.run, trainer.checkpoint(job.run.id, window.kept()), keep=job.save.max_step_saves_to_keep
+        )
+        if export:
+            self.hooks.export(trainer.step, trainer.exported)
+
+    def advance(self, work: StepBatches) -> StepResult:
+        try:
+            return self.trainer.advance(work, stop=self.hooks.stop())
+        except NonFiniteError as error:
+            steps = checkpoint.steps_in(self.job.run)
+            good = checkpoint.folder_of(self.job.run, steps[-1]) if steps else "none"
+            raise ModelError(
+                f"{error.what} is not finite: training stopped before it could spoil the LoRA",
+                where=f"step {error.step}, samples {', '.join(error.sample_ids)}",
+                found=f"last good checkpoint: {good}",
+                fix="lower train.lr, or look at these images; after a change of the recipe a new run starts",
+            ) from error
+
+
+def _go(going: _Going, work: Iterator[StepBatches], window: Window) -> Mapping[str, float]:
+    """All steps, with what happens between them; returns the numbers last logged."""
+    job = going.job
+    last: Mapping[str, float] = {}
+    began = time.monotonic()
+    try:
+        for item in work:
+            result = going.advance(item)
+            now = time.monotonic()
+            window, began = window.plus(result, now - began), now
+            ended = result.step == job.train.steps
+            if ended or result.step % job.logging.log_every == 0:
+                last, window = _numbers(window, result, going.processes), Window()
+                going.track(result.step, last)
+            if ended or result.stop or result.step % job.save.save_every == 0:
+                going.save(window, export=True)
+            going.hooks.step(result)
+            if result.stop and not ended:
+                raise Interrupted(
+                    f"Stopped at step {result.step} of {job.train.steps}; everything is saved.",
+                    where=checkpoint.folder_of(job.run, result.step),
+                    fix="run the same command again to go on from there",
+                )
+    except StoreError:
+        going.save(window, export=False)  # the fault is in the data: what was learnt so far is good
+        raise
+    return last
+
+
+def _numbers(window: Window, result: StepResult, processes: Processes) -> Mapping[str, float]:
+    numbers = {**window.means(), "epoch": result.epoch, "lr": result.rate}
+    if processes.device.type == "cuda":
+        numbers["peak_gpu_gb"] = torch.cuda.max_memory_allocated(processes.device) / 1e9
+    return numbers
+
+
+def _resume(trainer: Trainer, run: Run, processes: Processes) -> Window:
+    """Brings the trainer to the newest checkpoint that rank 0 finds; returns the window it kept."""
+    kept = checkpoint.newest(run) if processes.leads else None
+    step = processes.agree(kept.step if kept else 0)
+    if not step:
+        return Window()
+    kept = kept or checkpoint.load(checkpoint.folder_of(run, step))
+    if kept.run != run.id:
+        raise StoreError(
+            "A checkpoint belongs to another run.",
+            where=checkpoint.folder_of(run, step),
+            found=kept.run,
+            wanted=run.id,
+            fix="delete its folder",
+        )
+    trainer.restore(kept)
+    return Window.of(kept.extra)
+
+
+def _checked_attention(job: Job, processes: Processes, start: int) -> float | None:
+    """Checks gradients on the first sample of the first step, on GPUs."""
+    if processes.device.type != "cuda" or start >= job.train.steps:
+        return None
+    drawn = job.order.batch(start * job.train.gradient_accumulation_steps).draws[:1]
+    difference = check_gradients(
+        job.family,
+        job.denoiser,
+        job.parameters,
+        job.batches.batch(start, drawn).to(processes.device),
+        backend=job.train.attention,
+        dtype=DTYPES[job.train.dtype],
+    )
+    logger.info(
+        "Attention %r: gradients differ from plain products by %.1e.", job.train.attention, difference
+    )
+    return difference
+
+
+def _work(job: Job, processes: Processes, start: int) -> Iterator[StepBatches]:
+    work = step_batches(
+        job.batches,
+        job.order,
+        steps=range(start, job.train.steps),
+        accumulation=job.train.gradient_accumulation_steps,
+        rank=processes.rank,
+        num_ranks=processes.size,
+    )
+    for item in work:
+        if processes.device.type == "cuda":
+            yield replace(item, batches=tuple(batch.pinned() for batch in item.batches))
+        else:
+            yield item
+
+
+@contextmanager
+def _tracked(job: Job, processes: Processes, start: int) -> Iterator[Tracker]:
+    if not processes.leads:
+        yield lambda step, values: None
+        return
+    with trackers(job.logging, job.run, step=start, config=job.config) as tracks:
+
+        def track(step: int, values: Mapping[str, float]) -> None:
+            for tracker in tracks:
+                tracker(step, values)
+
+        yield track

@@ -1,0 +1,188 @@
+"""One step of training, and all that changes from step to step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.families.base import ModelFamily
+from eridiff.recipe import Train
+from eridiff.training.batches import StepBatches
+from eridiff.training.checkpoint import Checkpoint
+from eridiff.training.distributed import Processes
+from eridiff.training.ema import MovingAverage
+from eridiff.training.gradients import GradientBuffer
+from eridiff.training.optimizers import build_optimizer
+from eridiff.training.schedules import rate_factor
+from eridiff.training.step import DTYPES, Batch, losses, precision
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step showed.
+
+    Attributes:
+        step: steps made, this one included.
+        epoch: the epoch of its last sample, from 0.
+        num_samples: samples over all devices.
+        loss: what was minimised, mean over samples.
+        plain_loss: mean squared error, comparable between weightings.
+        grad_norm: before clipping.
+        rate: the learning rate.
+        stop: whether any device was asked to stop.
+    """
+
+    step: int
+    epoch: int
+    num_samples: int
+    loss: float
+    plain_loss: float
+    grad_norm: float
+    rate: float
+    stop: bool
+
+
+class NonFiniteError(Exception):
+    """The loss or its gradient is NaN or infinite; the step was not taken."""
+
+    def __init__(self, step: int, what: str, sample_ids: tuple[str, ...]) -> None:
+        super().__init__(f"{what} of step {step} is not finite")
+        self.step, self.what, self.sample_ids = step, what, sample_ids
+
+
+class Trainer:
+    """A LoRA in training.
+
+    Args:
+        family: makes predictions and losses.
+        denoiser: frozen but for `parameters`.
+        parameters: name to trained parameter, float32, on the device.
+        settings: the recipe's section.
+        processes: the devices that train together.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        denoiser: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        settings: Train,
+        processes: Processes,
+    ) -> None:
+        self.step = 0
+        self.parameters = dict(parameters)
+        self._family, self._denoiser, self._settings, self._processes = family, denoiser, settings, processes
+        self._dtype = DTYPES[settings.dtype]
+        self._buffer = GradientBuffer(self.parameters, num_extra=3)
+        self._optimizer = build_optimizer(
+            settings.optimizer, self.parameters.values(), lr=settings.lr, params=settings.optimizer_params
+        )
+        average = settings.ema_config
+        self._average = MovingAverage(self.parameters, average.ema_decay) if average.use_ema else None
+
+    @property
+    def exported(self) -> Mapping[str, Tensor]:
+        """The parameters that a LoRA file holds: the moving average where there is one."""
+        return self._average.averages if self._average else self.parameters
+
+    def checkpoint(self, run: str, extra: Mapping[str, float]) -> Checkpoint:
+        """Everything needed to go on from here."""
+        return Checkpoint(
+            step=self.step,
+            run=run,
+            lora=self.parameters,
+            optimizer=self._optimizer.state_dict(),
+            ema=self._average.averages if self._average else None,
+            extra=extra,
+        )
+
+    @torch.no_grad()
+    def restore(self, kept: Checkpoint) -> None:
+        """Goes back to a checkpoint of the same run.
+
+        Raises:
+            KeyError: it lacks a parameter.
+        """
+        for name, parameter in self.parameters.items():
+            parameter.copy_(kept.lora[name])
+        self._optimizer.load_state_dict(dict(kept.optimizer))
+        if self._average is not None:
+            self._average.load(kept.ema or {})
+        self.step = kept.step
+
+    def advance(self, work: StepBatches, *, stop: bool) -> StepResult:
+        """Makes one step.
+
+        Args:
+            work: this device's share of the step.
+            stop: whether this process was asked to stop; every device learns of it.
+
+        Raises:
+            NonFiniteError: loss or gradient is not finite; nothing was changed.
+        """
+        self._buffer.zero_()
+        told = [
+            (batch.sample_ids, self._backward(batch.to(self._processes.device), work))
+            for batch in work.batches
+        ]
+        self._buffer.extra[2] = float(stop)
+        self._processes.sum_(self._buffer.flat)
+        norm = self._buffer.clip_(self._settings.max_grad_norm)
+        # The one wait for the device: before a step that could spoil the parameters.
+        loss, plain, stopped, grad_norm = torch.cat([self._buffer.extra, norm.view(1)]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise self._non_finite(loss, told, work)
+        rate = self._apply()
+        return StepResult(
+            step=self.step,
+            epoch=work.epoch,
+            num_samples=work.num_samples,
+            loss=loss,
+            plain_loss=plain,
+            grad_norm=grad_norm,
+            rate=rate,
+            stop=stopped > 0,
+        )
+
+    def _backward(self, batch: Batch, work: StepBatches) -> Tensor:
+        """Adds a batch's gradients and losses to the buffer; returns the loss of each sample."""
+        with precision(self._processes.device, self._dtype):
+            found = losses(self._family, self._denoiser, batch)
+        (found.weighted.sum() / work.num_samples).backward()
+        told = torch.stack([found.weighted.detach().sum(), found.plain.detach().sum()])
+        self._buffer.extra[:2] += told / work.num_samples
+        return found.weighted.detach()
+
+    def _apply(self) -> float:
+        settings = self._settings
+        rate = settings.lr * rate_factor(
+            self.step,
+            shape=settings.lr_scheduler,
+            warmup_steps=settings.lr_warmup_steps,
+            num_steps=settings.steps,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update()
+        self.step += 1
+        return rate
+
+    def _non_finite(
+        self, loss: float, told: list[tuple[tuple[str, ...], Tensor]], work: StepBatches
+    ) -> NonFiniteError:
+        by_loss = not math.isfinite(loss)
+        at_fault = tuple(
+            name
+            for names, values in told
+            for name, value in zip(names, values.tolist(), strict=True)
+            if not by_loss or not math.isfinite(value)
+        )
+        return NonFiniteError(
+            work.step + 1, "the loss" if by_loss else "the gradient", self._processes.gather(at_fault)
+        )
