@@ -1,0 +1,1 @@
+"""Base models as they lie on disk: which file holds which component, and how it is loaded."""

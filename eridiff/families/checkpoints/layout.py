@@ -1,0 +1,85 @@
+"""What the components of a family's base are: folders in diffusers, classes, original names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eridiff.errors import ModelError
+from eridiff.families.checkpoints.keys import Names, Shape
+
+Kind = Literal["denoiser", "vae", "clip_l", "clip_g", "t5xxl"]
+"""What a component is, which is also its name among the recipe's parts."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A component with weights.
+
+    Attributes:
+        kind: what it is.
+        class_name: its class in diffusers or transformers.
+        names: its names in original files, or none where those are transformers' own.
+        facts: the full-size configuration in this package, for files that bring none.
+        configure: that configuration with sizes from the shapes of a file's tensors (diffusers' names).
+        also: classes with the same weights, whose configuration will do.
+    """
+
+    kind: Kind
+    class_name: str
+    names: Names | None
+    facts: str
+    configure: Callable[[dict[str, Any], Mapping[str, Shape]], dict[str, Any]]
+    also: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes that a configuration may name."""
+        return (self.class_name, *self.also)
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer and the settings that original files leave to the program.
+
+    Attributes:
+        kind: which vocabulary; also its folder in the recipe's `model.tokenizers`.
+        max_length: tokens of a prompt, padding included.
+        pad_token: what fills a prompt up.
+    """
+
+    kind: Literal["clip", "t5"]
+    max_length: int
+    pad_token: str
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """A family's base.
+
+    Attributes:
+        family: its name.
+        pipelines: classes that `model_index.json` may name.
+        models: folder in a diffusers repository to component.
+        tokenizers: folder in a diffusers repository to tokenizer.
+        scheduler: configuration of the scheduler, for bases that bring none.
+    """
+
+    family: str
+    pipelines: tuple[str, ...]
+    models: Mapping[str, ModelSpec]
+    tokenizers: Mapping[str, TokenizerSpec]
+    scheduler: str
+
+    def component(self, kind: Kind) -> str | None:
+        """The folder name of a kind of component, or none if the family has no such."""
+        return next((name for name, spec in self.models.items() if spec.kind == kind), None)
+
+    def refuse_unknown(self, name: str) -> None:
+        """Raise ModelError for a component that the family does not have."""
+        if name not in (*self.models, *self.tokenizers, "scheduler"):
+            raise ModelError(
+                f"{self.family} has no component {name!r}",
+                wanted=", ".join([*self.models, *self.tokenizers, "scheduler"]),
+            )
