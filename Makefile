@@ -7,7 +7,7 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format lock clean
 
 demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny base: FAMILY=sdxl|sd35|flux
 	$(BIN)/python -m eridiff.demo.dataset data/demo
@@ -24,6 +24,15 @@ lint: $(VENV)/installed-dev  ## Style and types
 format: $(VENV)/installed-dev  ## Rewrite in the house's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock:  ## Pin what pip finds for pyproject.toml now
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet torch==$(shell sed -n 's/^torch==//p' requirements.lock) .
+	$(VENV)-lock/bin/pip freeze --exclude eridiff | sed 's/+cpu$$//' > requirements.lock
+	$(VENV)-lock/bin/pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/pip freeze --exclude eridiff | sed 's/+cpu$$//' \
+		| grep --invert-match --line-regexp --fixed-strings --file requirements.lock > requirements-dev.lock
+	rm -rf $(VENV)-lock build
 
 clean:  ## Remove the environment and caches; data/ and runs/ stay
 	rm -rf $(VENV) .prefect .pytest_cache .ruff_cache *.egg-info
