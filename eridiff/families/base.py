@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
+    from eridiff.families.checkpoints.layout import CheckpointLayout
 
 
 class FamilyOptions(BaseModel):
@@ -88,7 +89,6 @@ class Parts:
     vae: tuple[str, ...]
     text: tuple[str, ...]
     denoiser: tuple[str, ...]
-    sampling: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class ModelFamily(Protocol):
     parts: ClassVar[Parts]
     vae_dtype: ClassVar[Literal["fp32", "bf16", "fp16"]]
     """In what precision images are encoded."""
+    checkpoint: ClassVar[CheckpointLayout]
+    """The components of a base: folders, classes, original names."""
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Preset name to patterns (regular expressions on whole diffusers module names) of adapted layers."""
 

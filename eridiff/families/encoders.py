@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5EncoderModel,
-    T5Tokenizer,
-)
 
-from eridiff.families import components
+from eridiff.families.checkpoints.loading import load_model
+from eridiff.families.checkpoints.tokenizing import load_tokenizer
 
 if TYPE_CHECKING:
     from eridiff.families.checkpoints.base import Base
@@ -30,23 +24,10 @@ class TextEncoder:
     model: Any
 
 
-def load_clip(
-    base: Base, suffix: str, *, projected: bool, device: torch.device, dtype: torch.dtype
-) -> TextEncoder:
-    """The CLIP of components `text_encoder<suffix>` and `tokenizer<suffix>`; `projected` has a projection."""
-    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
-    tokenizer = components.load_tokenizer(base, f"tokenizer{suffix}", CLIPTokenizer)
-    model = components.load_transformers(base, f"text_encoder{suffix}", kind, device=device, dtype=dtype)
-    return TextEncoder(tokenizer, model)
-
-
-def load_t5(base: Base, suffix: str, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """The T5 encoder of components `text_encoder<suffix>` and `tokenizer<suffix>`."""
-    tokenizer = components.load_tokenizer(base, f"tokenizer{suffix}", T5Tokenizer)
-    model = components.load_transformers(
-        base, f"text_encoder{suffix}", T5EncoderModel, device=device, dtype=dtype
-    )
-    return TextEncoder(tokenizer, model)
+def load(base: Base, suffix: str, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The frozen text encoder of components `text_encoder<suffix>` and `tokenizer<suffix>`."""
+    tokenizer = load_tokenizer(base, f"tokenizer{suffix}")
+    return TextEncoder(tokenizer, load_model(base, f"text_encoder{suffix}", device=device, dtype=dtype))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from eridiff.families.base import (
     Prompts,
     SampleRequest,
 )
+from eridiff.families.checkpoints import layouts
+from eridiff.families.checkpoints.layout import CheckpointLayout
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +66,8 @@ class Flux:
         vae=("vae",),
         text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         denoiser=("transformer",),
-        sampling=("transformer", "vae", "scheduler"),
     )
+    checkpoint: ClassVar[CheckpointLayout] = layouts.FLUX
     targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn": (_DOUBLE_ATTENTION, _SINGLE_ATTENTION),
         "attn-mlp": (_DOUBLE_ATTENTION, _SINGLE_ATTENTION, _DOUBLE_FEED_FORWARD, _SINGLE_FEED_FORWARD),
@@ -103,11 +105,9 @@ class Flux:
 
     def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
         """The 16-channel AutoencoderKL."""
-        from diffusers import AutoencoderKL
+        from eridiff.families.checkpoints.loading import load_model
 
-        from eridiff.families import components
-
-        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+        return load_model(base, "vae", device=device, dtype=dtype)
 
     def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
         """Posterior moments, each `[B, 16, H/8, W/8]`."""
@@ -119,11 +119,11 @@ class Flux:
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder]:
         """CLIP-L and T5-XXL."""
-        from eridiff.families.encoders import load_clip, load_t5
+        from eridiff.families import encoders
 
         return (
-            load_clip(base, "", projected=False, device=device, dtype=dtype),
-            load_t5(base, "_2", device=device, dtype=dtype),
+            encoders.load(base, "", device=device, dtype=dtype),
+            encoders.load(base, "_2", device=device, dtype=dtype),
         )
 
     def encode_prompts(self, encoders: tuple[TextEncoder, TextEncoder], captions: Sequence[str]) -> Prompts:
@@ -139,13 +139,9 @@ class Flux:
 
     def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
         """The transformer, frozen."""
-        from diffusers import FluxTransformer2DModel
+        from eridiff.families.checkpoints.loading import load_model
 
-        from eridiff.families import components
-
-        transformer = components.load_diffusers(
-            base, "transformer", FluxTransformer2DModel, device=device, dtype=dtype
-        )
+        transformer = load_model(base, "transformer", device=device, dtype=dtype)
         return transformer.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -171,12 +167,12 @@ class Flux:
         """FluxPipeline without encoders."""
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-        from eridiff.families import components, sampling
+        from eridiff.families import sampling
 
         present = {
             "vae": self.load_vae(base, device=device, dtype=dtype),
             "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
-            "scheduler": components.load_scheduler(base, FlowMatchEulerDiscreteScheduler),
+            "scheduler": sampling.scheduler(base, FlowMatchEulerDiscreteScheduler),
         }
         return sampling.pipeline(FluxPipeline, present, absent=self.parts.text)
 

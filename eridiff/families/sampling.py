@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eridiff.families.base import Prompts
+from eridiff.families.checkpoints.tokenizing import scheduler_config
+
+if TYPE_CHECKING:
+    from eridiff.families.checkpoints.base import Base
 
 
 def pipeline(kind: Any, present: Mapping[str, Any], *, absent: Sequence[str]) -> Any:
@@ -15,6 +19,11 @@ def pipeline(kind: Any, present: Mapping[str, Any], *, absent: Sequence[str]) ->
     made = kind(**present, **dict.fromkeys(absent))
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def scheduler(base: Base, kind: Any, changes: Mapping[str, Any] | None = None) -> Any:
+    """The base's scheduler as a `kind`, with `changes` to its configuration."""
+    return kind.from_config(scheduler_config(base) | dict(changes or {}))
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -18,6 +18,8 @@ from eridiff.families.base import (
     Prompts,
     SampleRequest,
 )
+from eridiff.families.checkpoints import layouts
+from eridiff.families.checkpoints.layout import CheckpointLayout
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +75,8 @@ class Sd35:
             "tokenizer_3",
         ),
         denoiser=("transformer",),
-        sampling=("transformer", "vae", "scheduler"),
     )
+    checkpoint: ClassVar[CheckpointLayout] = layouts.SD35
     targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn": (_ATTENTION,),
         "attn-mlp": (_ATTENTION, _FEED_FORWARD),
@@ -110,11 +112,9 @@ class Sd35:
 
     def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
         """The 16-channel AutoencoderKL."""
-        from diffusers import AutoencoderKL
+        from eridiff.families.checkpoints.loading import load_model
 
-        from eridiff.families import components
-
-        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+        return load_model(base, "vae", device=device, dtype=dtype)
 
     def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
         """Posterior moments, each `[B, 16, H/8, W/8]`."""
@@ -126,12 +126,12 @@ class Sd35:
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder, TextEncoder]:
         """CLIP-L, OpenCLIP-G and T5-XXL."""
-        from eridiff.families.encoders import load_clip, load_t5
+        from eridiff.families import encoders
 
         return (
-            load_clip(base, "", projected=True, device=device, dtype=dtype),
-            load_clip(base, "_2", projected=True, device=device, dtype=dtype),
-            load_t5(base, "_3", device=device, dtype=dtype),
+            encoders.load(base, "", device=device, dtype=dtype),
+            encoders.load(base, "_2", device=device, dtype=dtype),
+            encoders.load(base, "_3", device=device, dtype=dtype),
         )
 
     def encode_prompts(
@@ -159,13 +159,9 @@ class Sd35:
         Raises:
             ModelError: the base is not of the variant that the options name.
         """
-        from diffusers import SD3Transformer2DModel
+        from eridiff.families.checkpoints.loading import load_model
 
-        from eridiff.families import components
-
-        transformer = components.load_diffusers(
-            base, "transformer", SD3Transformer2DModel, device=device, dtype=dtype
-        )
+        transformer = load_model(base, "transformer", device=device, dtype=dtype)
         variant = "medium" if transformer.config.dual_attention_layers else "large"
         if self.options.variant not in (None, variant):
             raise ModelError(
@@ -194,12 +190,12 @@ class Sd35:
         """StableDiffusion3Pipeline without encoders."""
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-        from eridiff.families import components, sampling
+        from eridiff.families import sampling
 
         present = {
             "vae": self.load_vae(base, device=device, dtype=dtype),
             "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
-            "scheduler": components.load_scheduler(base, FlowMatchEulerDiscreteScheduler),
+            "scheduler": sampling.scheduler(base, FlowMatchEulerDiscreteScheduler),
         }
         return sampling.pipeline(StableDiffusion3Pipeline, present, absent=self.parts.text)
 

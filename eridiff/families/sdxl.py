@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from eridiff.errors import ModelError
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
@@ -17,6 +18,8 @@ from eridiff.families.base import (
     Prompts,
     SampleRequest,
 )
+from eridiff.families.checkpoints import layouts
+from eridiff.families.checkpoints.layout import CheckpointLayout
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +71,8 @@ class Sdxl:
         vae=("vae",),
         text=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         denoiser=("unet",),
-        sampling=("unet", "vae", "scheduler"),
     )
+    checkpoint: ClassVar[CheckpointLayout] = layouts.SDXL
     targets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "attn": (_ATTENTION,),
         "attn-mlp": (_ATTENTION, _FEED_FORWARD, _PROJECTION),
@@ -100,11 +103,9 @@ class Sdxl:
 
     def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
         """The 4-channel AutoencoderKL. In float16 it overflows to NaN unless it is a repaired one."""
-        from diffusers import AutoencoderKL
+        from eridiff.families.checkpoints.loading import load_model
 
-        from eridiff.families import components
-
-        return components.load_diffusers(base, "vae", AutoencoderKL, device=device, dtype=dtype)
+        return load_model(base, "vae", device=device, dtype=dtype)
 
     def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
         """Posterior moments, each `[B, 4, H/8, W/8]`."""
@@ -116,11 +117,11 @@ class Sdxl:
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder]:
         """CLIP-L and OpenCLIP-G."""
-        from eridiff.families.encoders import load_clip
+        from eridiff.families import encoders
 
         return (
-            load_clip(base, "", projected=False, device=device, dtype=dtype),
-            load_clip(base, "_2", projected=True, device=device, dtype=dtype),
+            encoders.load(base, "", device=device, dtype=dtype),
+            encoders.load(base, "_2", device=device, dtype=dtype),
         )
 
     def encode_prompts(self, encoders: tuple[TextEncoder, TextEncoder], captions: Sequence[str]) -> Prompts:
@@ -139,13 +140,15 @@ class Sdxl:
         return Prompts(torch.zeros_like(empty.text), torch.zeros_like(empty.pooled))
 
     def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-        """The UNet, frozen."""
-        from diffusers import UNet2DConditionModel
+        """The UNet, frozen.
 
-        from eridiff.families import components
+        Raises:
+            ModelError: the base's own scheduler says that it predicts something else than the options do.
+        """
+        from eridiff.families.checkpoints.loading import load_model
 
-        unet = components.load_diffusers(base, "unet", UNet2DConditionModel, device=device, dtype=dtype)
-        return unet.train()
+        self._refuse_other_prediction(base)
+        return load_model(base, "unet", device=device, dtype=dtype).train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The UNet's noise or v `[B, 4, h, w]`.
@@ -165,12 +168,26 @@ class Sdxl:
             return_dict=False,
         )[0]
 
+    def _refuse_other_prediction(self, base: Base) -> None:
+        from eridiff.families.checkpoints.tokenizing import scheduler_config
+
+        if "scheduler" not in base.components:
+            return
+        found = scheduler_config(base).get("prediction_type", "epsilon")
+        if found != self.options.prediction_type:
+            raise ModelError(
+                "The base predicts something else.",
+                where="model.options.prediction_type",
+                found=self.options.prediction_type,
+                wanted=f"{found}, as the scheduler of {base.source} says",
+            )
+
     def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
         """StableDiffusionXLPipeline without encoders, its VAE in float32."""
         import torch
         from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-        from eridiff.families import components, sampling
+        from eridiff.families import sampling
 
         changes: dict[str, Any] = {"prediction_type": self.options.prediction_type}
         if self.options.zero_terminal_snr:
@@ -178,7 +195,7 @@ class Sdxl:
         present = {
             "vae": self.load_vae(base, device=device, dtype=torch.float32),
             "unet": self.load_denoiser(base, device=device, dtype=dtype).eval(),
-            "scheduler": components.load_scheduler(base, EulerDiscreteScheduler, changes),
+            "scheduler": sampling.scheduler(base, EulerDiscreteScheduler, changes),
             "add_watermarker": False,
         }
         return sampling.pipeline(StableDiffusionXLPipeline, present, absent=self.parts.text)
