@@ -1,0 +1,214 @@
+"""Image shards: webdataset tars of original image files and captions, each named by what is in it.
+
+Which image lies in which shard is a pure function of the set of images, whatever the order in which they
+came: the images are a binary tree by the bits of their digests, and a shard is the largest branch with at
+most `shard_images` of them. So adding, editing or removing an image changes one shard (or splits one, or
+joins two halves into one), and all others keep their names and bytes.
+
+A sample is `<key>.<format>`, the user's own bytes, and `<key>.txt`, the caption file's own text before
+trigger words: so an edited caption file rewrites its shard, and a new trigger word, resolution or repeat
+count rewrites none. The bytes are plain ustar with no times or owners: any webdataset reader takes them, and
+equal samples give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from eridiff.errors import StoreError
+from eridiff.images.sources import READ_FLAGS, Source, read_source
+
+LAYOUT = "eridiff image shard 1"
+"""Changes when equal samples would give other bytes: part of every shard's name."""
+
+KEY_DIGITS = 20
+_BLOCK = tarfile.BLOCKSIZE
+_DIGEST_BITS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ShardImage:
+    """One sample of a shard.
+
+    Attributes:
+        content: sha256 of the image file's bytes.
+        extension: the image's format, e.g. `jpg`.
+        caption: the text of its caption file, or the dataset's default.
+        source: where the bytes lie.
+    """
+
+    content: str
+    extension: str
+    caption: str
+    source: Source
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What distinguishes samples, and sorts them; the source is only where to read."""
+        return self.content, self.extension, self.caption
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar that is to be there.
+
+    Attributes:
+        name: file name, a digest of the samples and the layout.
+        images: its samples, sorted and distinct.
+    """
+
+    name: str
+    images: tuple[ShardImage, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tar."""
+        return sum(len(header) + _padded(size) for header, size, _ in _members(self)) + 2 * _BLOCK
+
+
+def plan_shards(images: Iterable[ShardImage], *, shard_images: int) -> list[Shard]:
+    """The shards that hold `images`, sorted by digest; equal images with equal captions are kept once."""
+    distinct = {image.identity: image for image in images}
+    ordered = [distinct[identity] for identity in sorted(distinct)]
+    return [_named(branch) for branch in _branches(ordered, 0, shard_images)]
+
+
+def _branches(ordered: Sequence[ShardImage], depth: int, limit: int) -> Iterator[Sequence[ShardImage]]:
+    if not ordered:
+        return
+    if len(ordered) <= limit or depth == _DIGEST_BITS:
+        yield ordered
+        return
+    ones = [int(image.content, 16) >> (_DIGEST_BITS - 1 - depth) & 1 for image in ordered]
+    middle = len(ones) - sum(ones)  # sorted by digest: those with a 0 here come first
+    yield from _branches(ordered[:middle], depth + 1, limit)
+    yield from _branches(ordered[middle:], depth + 1, limit)
+
+
+def _named(images: Sequence[ShardImage]) -> Shard:
+    digest = hashlib.sha256(LAYOUT.encode())
+    for image in images:
+        content, extension, caption = image.identity
+        digest.update(f"\n{content} {extension} {hashlib.sha256(caption.encode()).hexdigest()}".encode())
+    return Shard(f"{digest.hexdigest()[:32]}.tar", tuple(images))
+
+
+def write_shard(path: Path, shard: Shard) -> int:
+    """Writes a shard's bytes to `path`; returns how many.
+
+    Raises:
+        OSError: the disk is full, or a user's file cannot be read.
+        DataError: a user's file changed since it was scanned.
+    """
+    written = 0
+    with path.open("wb") as file:
+        for header, size, content in _members(shard):
+            data = content if isinstance(content, bytes) else read_source(content)
+            written += file.write(b"".join((header, data, bytes(_padded(size) - size))))
+        written += file.write(bytes(2 * _BLOCK))
+    return written
+
+
+def _members(shard: Shard) -> Iterator[tuple[bytes, int, bytes | Source]]:
+    """Header, size and content (bytes, or where to read them) of each file in the tar, in order."""
+    previous, nth = "", 0
+    for image in shard.images:
+        nth = nth + 1 if image.content == previous else 0
+        previous = image.content
+        key = image.content[:KEY_DIGITS] + (f"-{nth}" if nth else "")
+        size = image.source.num_bytes
+        yield _header(f"{key}.{image.extension}", size), size, image.source
+        caption = image.caption.encode()
+        yield _header(f"{key}.txt", len(caption)), len(caption), caption
+
+
+def _header(name: str, size: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o444
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+class InShard(Protocol):
+    """Whatever says which image of which shard it is: `eridiff.store` samples do."""
+
+    @property
+    def content(self) -> str:
+        """Sha256 of the image file."""
+        ...
+
+    @property
+    def shard(self) -> str:
+        """File name of the shard."""
+        ...
+
+
+Sample = TypeVar("Sample", bound=InShard)
+
+
+def read_images(folder: Path, samples: Iterable[Sample]) -> Iterator[tuple[Sample, bytes]]:
+    """Each sample with the bytes of its image file, in the order given, proved by their digest.
+
+    Only what is asked for is read. Samples sorted by shard and content are read from front to back.
+
+    Args:
+        folder: where the shards lie.
+        samples: the samples wanted.
+
+    Raises:
+        StoreError: a shard is missing or damaged.
+    """
+    places: dict[str, dict[str, tuple[int, int]]] = {}
+    for sample in samples:
+        path = folder / sample.shard
+        if sample.shard not in places:
+            places[sample.shard] = _index(path)
+        place = places[sample.shard].get(sample.content[:KEY_DIGITS])
+        if place is None:
+            raise _damaged(path, f"no image {sample.content[:KEY_DIGITS]}")
+        data = _read_at(path, *place)
+        if hashlib.sha256(data).hexdigest() != sample.content:
+            raise _damaged(path, f"other bytes for image {sample.content[:KEY_DIGITS]}")
+        yield sample, data
+
+
+def _index(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of each image in a shard, by key."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return {
+                member.name.partition(".")[0]: (member.offset_data, member.size)
+                for member in tar
+                if not member.name.endswith(".txt")
+            }
+    except FileNotFoundError as error:
+        raise StoreError(
+            "An image shard is missing.", where=path, fix="run `eridiff ingest` again"
+        ) from error
+    except tarfile.TarError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_at(path: Path, offset: int, size: int) -> bytes:
+    descriptor = os.open(path, READ_FLAGS)
+    try:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        with io.FileIO(descriptor, closefd=False) as file:
+            return file.read(size)
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, found: str) -> StoreError:
+    fix = "delete that file and run `eridiff ingest` again"
+    return StoreError("An image shard is damaged.", where=path, found=found, fix=fix)

@@ -1,0 +1,38 @@
+"""Which dataset a recipe names, and its current snapshot: the way from `ingest` to the later stages."""
+
+from __future__ import annotations
+
+from eridiff.recipe import Recipe
+from eridiff.store import snapshots
+from eridiff.store.snapshots import Snapshot
+from eridiff.store.workspace import Workspace
+
+
+def workspace(recipe: Recipe) -> Workspace:
+    """Where everything of a recipe lies."""
+    return Workspace(recipe.storage.data, recipe.storage.runs)
+
+
+def dataset_key(recipe: Recipe) -> str:
+    """The key of a recipe's dataset: a digest of the sections that decide its snapshot."""
+    datasets = [
+        {**dataset.model_dump(mode="json"), "folder_path": str(dataset.folder_path.absolute())}
+        for dataset in recipe.datasets
+    ]
+    return snapshots.dataset_key(
+        {
+            "datasets": datasets,
+            "ingest": recipe.ingest.model_dump(mode="json"),
+            "trigger_word": recipe.trigger_word,
+        }
+    )
+
+
+def current_snapshot(recipe: Recipe) -> Snapshot:
+    """The snapshot that the last `ingest` of a recipe made.
+
+    Raises:
+        DataError: there is none yet.
+        StoreError: it is damaged.
+    """
+    return snapshots.current(workspace(recipe).datasets, dataset_key(recipe))
