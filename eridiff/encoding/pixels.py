@@ -1,0 +1,51 @@
+"""Pixels of samples from their shards, decoded ahead of the encoder in threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from eridiff.encoding.wanted import LatentJob
+from eridiff.images.decode import decode_rgb, resize_and_crop, to_pixels
+from eridiff.images.formats import UnusableImage
+from eridiff.images.shards import read_images
+
+_MOST_THREADS = 8
+
+
+def read_pixels(
+    images: Path, jobs: Sequence[LatentJob], *, ahead: int
+) -> Iterator[np.ndarray | UnusableImage]:
+    """For each job, in order, its crop `[3, H, W]` float32 in [-1, 1], or why there is none.
+
+    Args:
+        images: the folder of image shards.
+        jobs: what to read.
+        ahead: images to decode before they are asked for.
+
+    Raises:
+        StoreError: a shard is missing or damaged.
+    """
+    sources = read_images(images, [job.sample for job in jobs])
+    num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(num_threads, "decode") as threads:
+        waiting: deque[Future[np.ndarray | UnusableImage]] = deque()
+        for job, (_, data) in zip(jobs, sources, strict=True):
+            waiting.append(threads.submit(_decode, job, data))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _decode(job: LatentJob, data: bytes) -> np.ndarray | UnusableImage:
+    try:
+        pixels = to_pixels(resize_and_crop(decode_rgb(data), job.sample))
+    except UnusableImage as error:
+        return error
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if job.mirrored else pixels
