@@ -56,6 +56,11 @@ class Space:
         return TensorStore(self.root, self.digest)
 
 
+def workspace(recipe: Recipe) -> Workspace:
+    """Where everything of a recipe lies."""
+    return Workspace(recipe.storage.data, recipe.storage.runs)
+
+
 def family_of(recipe: Recipe) -> ModelFamily:
     """The recipe's family, with its options."""
     return families.get(recipe.model.family, recipe.model.options)
@@ -120,7 +125,7 @@ def what_changed(space: Space) -> tuple[str, ...]:
 
 
 def _space(recipe: Recipe, kind: Kind, components: tuple[str, ...], made_how: Mapping[str, Any]) -> Space:
-    places = _places(recipe)
+    places = workspace(recipe)
     root = places.latents if kind == "latents" else places.text
     try:
         weights = _digests(base_of(recipe), components, FileDigests(places.digests).digest)
@@ -138,11 +143,7 @@ def _digests(base: Base, components: tuple[str, ...], digest: Callable[[Path], s
     return {name: sorted(digest(path) for path in base.files(name)) for name in components}
 
 
-def _places(recipe: Recipe) -> Workspace:
-    return Workspace(recipe.storage.data, recipe.storage.runs)
-
-
 def _note(recipe: Recipe, kind: Kind, made_how: Mapping[str, Any]) -> Path:
     base = recipe.model.model_dump(mode="json", exclude={"options"})
     name = digest_json({"kind": kind, "base": base, "made_how": dict(made_how)})[:_LENGTH]
-    return _places(recipe).data / "spaces" / f"{name}.json"
+    return workspace(recipe).data / "spaces" / f"{name}.json"
