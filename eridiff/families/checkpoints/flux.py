@@ -7,6 +7,7 @@ from typing import Any
 
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.keys import Link, Names, Shape, Structure, count
+from eridiff.families.checkpoints.loranames import LoraNames
 
 _NORM = {"scale": "weight"}
 
@@ -73,7 +74,7 @@ def _single(index: int) -> list[Link]:
         Link(
             f"{old}.linear1",
             (f"{new}.attn.to_q", f"{new}.attn.to_k", f"{new}.attn.to_v", f"{new}.proj_mlp"),
-            widths=(1, 1, 1),
+            shares=(1, 1, 1, 4),
         ),
         Link(f"{old}.linear2", (f"{new}.proj_out",)),
         Link(f"{old}.norm.query_norm", (f"{new}.attn.norm_q",), leaves=_NORM),
@@ -111,3 +112,26 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
 
 
 NAMES = Names(structure, links, mark="double_blocks.0.img_attn.qkv.weight")
+
+
+def lora_structure(widths: Mapping[str, int]) -> Structure:
+    """The published structure: names in a LoRA file are among its names, whatever the file leaves out."""
+    return {"double": 19, "single": 38}
+
+
+def lora_metadata(counts: Structure) -> dict[str, str]:
+    """What programs recognise a Flux LoRA by."""
+    return {
+        "ss_base_model_version": "flux1",
+        "modelspec.architecture": "Flux.1-dev/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+        "ss_network_module": "networks.lora_flux",
+    }
+
+
+LORA = LoraNames(
+    default="kohya",
+    structure=lora_structure,
+    metadata=lora_metadata,
+    text_encoders={"text_encoder": "lora_te1"},
+)

@@ -111,17 +111,16 @@ def _check_family(root: Path, layout: CheckpointLayout) -> None:
         pipeline = read_json(root / "model_index.json").get("_class_name")
         if pipeline not in layout.pipelines:
             raise _other_family(root, layout, pipeline, layout.pipelines[0])
-    denoiser = next(name for name, spec in layout.models.items() if spec.kind == "denoiser")
-    config = root / denoiser / "config.json"
+    config = root / layout.denoiser / "config.json"
     if config.is_file():
         found = read_json(config).get("_class_name")
-        if found != layout.models[denoiser].class_name:
-            raise _other_family(root, layout, found, layout.models[denoiser].class_name)
+        if found != layout.models[layout.denoiser].class_name:
+            raise _other_family(root, layout, found, layout.models[layout.denoiser].class_name)
     elif not (root / "model_index.json").is_file():
         raise ModelError(
             "a folder is no diffusers base",
             where=root,
-            wanted=f"model_index.json, {denoiser}/config.json, ...",
+            wanted=f"model_index.json, {layout.denoiser}/config.json, ...",
         )
 
 

@@ -28,15 +28,33 @@ transposed; a 1x1 convolution as a matrix. `identity` is a unit matrix that the 
 class Link:
     """An original module and the diffusers modules whose rows it stacks, first on top.
 
-    `widths` are their rows as multiples of the weight's columns; the last one takes what remains.
+    Attributes:
+        original: the original module.
+        diffusers: the diffusers modules.
+        form: how the original stores their weights.
+        leaves: original to diffusers names of the tensors inside, where they differ.
+        shares: how the rows divide between the diffusers modules; equally where not given.
     """
 
     original: str
     diffusers: tuple[str, ...]
     form: Form = "same"
     leaves: Mapping[str, str] | None = None
-    """Original to diffusers names of the tensors inside, where they differ."""
-    widths: tuple[int, ...] = ()
+    shares: tuple[int, ...] = ()
+
+    def heights(self, total: int) -> tuple[int, ...]:
+        """Rows of each diffusers module in a weight of `total` rows.
+
+        Raises:
+            ModelError: they do not divide.
+        """
+        shares = self.shares or (1,) * len(self.diffusers)
+        unit, rest = divmod(total, sum(shares))
+        if rest:
+            raise ModelError(
+                "a weight cannot be taken apart", where=self.original, found=f"{total} rows", wanted=shares
+            )
+        return tuple(share * unit for share in shares)
 
 
 @dataclass(frozen=True)
@@ -182,17 +200,9 @@ def _form(link: Link, shape: Shape, *, back: bool = False) -> Form:
 def _rows(link: Link, key: str, shapes: Mapping[str, Shape]) -> list[tuple[int, int] | None]:
     if len(link.diffusers) == 1:
         return [None]
-    total = shapes[key][0]
-    if not link.widths:
-        sizes = [total // len(link.diffusers)] * len(link.diffusers)
-    else:
-        columns = shapes.get(f"{link.original}.weight", (0, 0))[1]
-        sizes = [width * columns for width in link.widths]
-        sizes.append(total - sum(sizes))
-    if sum(sizes) != total or min(sizes) <= 0:
-        raise ModelError("a weight cannot be taken apart", where=key, found=shapes[key])
-    stops = [sum(sizes[: index + 1]) for index in range(len(sizes))]
-    return [(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+    heights = link.heights(shapes[key][0])
+    stops = [sum(heights[: index + 1]) for index in range(len(heights))]
+    return [(stop - height, stop) for stop, height in zip(stops, heights, strict=True)]
 
 
 def _find(links: Mapping[str, Link], key: str) -> tuple[Link | None, str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.keys import Names, Shape
+from eridiff.families.checkpoints.loranames import LoraNames
 
 Kind = Literal["denoiser", "vae", "clip_l", "clip_g", "t5xxl"]
 """What a component is, which is also its name among the recipe's parts."""
@@ -64,6 +65,7 @@ class CheckpointLayout:
         models: folder in a diffusers repository to component.
         tokenizers: folder in a diffusers repository to tokenizer.
         scheduler: configuration of the scheduler, for bases that bring none.
+        lora: names in LoRA files.
     """
 
     family: str
@@ -71,6 +73,12 @@ class CheckpointLayout:
     models: Mapping[str, ModelSpec]
     tokenizers: Mapping[str, TokenizerSpec]
     scheduler: str
+    lora: LoraNames
+
+    @property
+    def denoiser(self) -> str:
+        """Folder name of the denoiser."""
+        return next(name for name, spec in self.models.items() if spec.kind == "denoiser")
 
     def component(self, kind: Kind) -> str | None:
         """The folder name of a kind of component, or none if the family has no such."""

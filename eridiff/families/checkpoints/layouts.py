@@ -30,6 +30,7 @@ SDXL = CheckpointLayout(
     },
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _CLIP_G},
     scheduler="sdxl_scheduler",
+    lora=sdxl.LORA,
 )
 
 SD35 = CheckpointLayout(
@@ -46,6 +47,7 @@ SD35 = CheckpointLayout(
     },
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _CLIP_G, "tokenizer_3": _T5},
     scheduler="sd35_scheduler",
+    lora=sd3.LORA,
 )
 
 FLUX = CheckpointLayout(
@@ -61,4 +63,5 @@ FLUX = CheckpointLayout(
     },
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _T5},
     scheduler="flux_scheduler",
+    lora=flux.LORA,
 )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from eridiff.families.checkpoints.keys import Link, Names, Shape, Structure, count
+from eridiff.families.checkpoints.loranames import LoraNames
 
 _OUTSIDE = (
     Link("pos_embed", ("pos_embed.pos_embed",)),
@@ -115,3 +116,30 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
 
 
 NAMES = Names(structure, links, mark="joint_blocks.0.x_block.attn.qkv.weight")
+
+_PUBLISHED = {1536: {"layers": 24, "dual": 13}, 2432: {"layers": 38, "dual": 0}}
+"""Medium and large, by the width of their streams."""
+
+
+def lora_structure(widths: Mapping[str, int]) -> Structure | None:
+    """That of the published variant whose attention is as wide as the file's."""
+    return next((_PUBLISHED[width] for width in widths.values() if width in _PUBLISHED), None)
+
+
+def lora_metadata(counts: Structure) -> dict[str, str]:
+    """What programs recognise an SD3.5 LoRA by; only the medium variant has a second attention."""
+    variant = "medium" if counts["dual"] else "large"
+    return {
+        "ss_base_model_version": f"sd3.5_{variant}",
+        "modelspec.architecture": f"stable-diffusion-v3.5-{variant}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/sd3.5",
+        "ss_network_module": "networks.lora_sd3",
+    }
+
+
+LORA = LoraNames(
+    default="diffusers",
+    structure=lora_structure,
+    metadata=lora_metadata,
+    text_encoders={"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+)

@@ -7,6 +7,7 @@ from typing import Any
 
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.keys import Link, Names, Shape, Structure, count
+from eridiff.families.checkpoints.loranames import LoraNames
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -145,3 +146,30 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
 
 
 NAMES = Names(structure, links, mark="input_blocks.0.0.weight")
+
+
+def lora_structure(widths: Mapping[str, int]) -> Structure:
+    """The published structure: names in a LoRA file are among its names, whatever the file leaves out."""
+    return {"levels": 3, "layers": 2, "depth_0": 0, "depth_1": 2, "depth_2": 10}
+
+
+def lora_metadata(counts: Structure) -> dict[str, str]:
+    """What programs recognise an SDXL LoRA by."""
+    return {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "ss_network_module": "networks.lora",
+    }
+
+
+LORA = LoraNames(
+    default="kohya",
+    structure=lora_structure,
+    metadata=lora_metadata,
+    text_encoders={"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+    convolutions=(
+        r".*\.resnets\.\d+\.(conv1|conv2|conv_shortcut)",
+        r".*\.(downsamplers|upsamplers)\.\d+\.conv",
+    ),
+)

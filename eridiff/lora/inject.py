@@ -1,0 +1,145 @@
+"""LoRA layers inside a denoiser, by peft: float32 factors beside frozen weights of any type."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.diffusion.randomness import generator
+from eridiff.errors import ModelError
+from eridiff.families.base import ModelFamily
+from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.targets import Layer, Target, choose
+from eridiff.recipe import Network
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Injected:
+    """What was put into a denoiser.
+
+    Attributes:
+        targets: the adapted modules, in the denoiser's order.
+        structure: counts of the denoiser's blocks.
+        component: the denoiser's folder name in diffusers.
+    """
+
+    targets: tuple[Target, ...]
+    structure: Mapping[str, int]
+    component: str
+
+    def lora(self, state: Mapping[str, Tensor]) -> Lora:
+        """The LoRA of trained parameters, named as by `lora_state`."""
+        layers = {
+            f"{self.component}.{target.name}": Adapter(
+                state[f"{target.name}.lora_A.weight"], state[f"{target.name}.lora_B.weight"], target.alpha
+            )
+            for target in self.targets
+        }
+        return Lora(layers, self.structure)
+
+
+def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: int) -> Injected:
+    """Adds the recipe's LoRA to a frozen denoiser; only its factors are trained.
+
+    Down is drawn uniformly as by He et al. (2015) with slope sqrt(5), or normally with deviation 1/rank; up is
+    zero. Each factor depends on the seed and its module's name alone.
+
+    Args:
+        denoiser: from `family.load_denoiser`.
+        network: the recipe's section.
+        family: has the presets and names.
+        seed: decides the draw.
+
+    Raises:
+        RecipeError: the targets match no layers.
+    """
+    names = family.checkpoint.models[family.checkpoint.denoiser].names
+    assert names is not None
+    structure = names.structure(denoiser.state_dict().keys())
+    targets = choose(adaptable(denoiser), network, family)
+    put_in(denoiser, targets)
+    parameters = lora_state(denoiser)
+    for target in targets:
+        down = parameters[f"{target.name}.lora_A.weight"]
+        _draw(down, network.init, generator(seed, "lora", target.name))
+    return Injected(targets, structure, family.checkpoint.denoiser)
+
+
+def adaptable(model: nn.Module) -> dict[str, Layer]:
+    """Linear layers and convolutions of a model without LoRA, by name."""
+    kinds: dict[type[nn.Module], Layer] = {nn.Linear: "linear", nn.Conv2d: "conv"}
+    return {
+        name: kind
+        for name, module in model.named_modules()
+        for base, kind in kinds.items()
+        if isinstance(module, base)
+    }
+
+
+def put_in(model: nn.Module, targets: tuple[Target, ...]) -> None:
+    """Wraps modules in LoRA layers with float32 factors, `up` zero and `down` not yet meaningful."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    (rank, alpha), _ = Counter((target.rank, target.alpha) for target in targets).most_common(1)[0]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # peft only ever divides it by the rank
+        target_modules="|".join(re.escape(target.name) for target in targets),
+        rank_pattern={_exact(target): target.rank for target in targets if target.rank != rank},
+        alpha_pattern={_exact(target): target.alpha for target in targets if target.alpha != alpha},
+    )
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    with torch.random.fork_rng(devices=[device.index for device in devices]):
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    for parameter in lora_state(model).values():
+        parameter.data = parameter.data.float()
+
+
+def lora_state(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters: `<module>.lora_A.weight` `[rank, in, ...]` and `<module>.lora_B.weight`."""
+    return {
+        name.replace(f".{_ADAPTER}.weight", ".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Sets the trained parameters.
+
+    Raises:
+        ModelError: the state is of other modules or shapes.
+    """
+    parameters = lora_state(model)
+    wrong = sorted(parameters.keys() ^ state.keys())
+    wrong += [
+        name for name in parameters.keys() & state.keys() if parameters[name].shape != state[name].shape
+    ]
+    if wrong:
+        raise ModelError("LoRA weights do not fit the denoiser's", found=", ".join(wrong[:4]))
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
+
+
+@torch.no_grad()
+def _draw(down: nn.Parameter, init: str, random: torch.Generator) -> None:
+    values = torch.empty(down.shape, dtype=torch.float32)
+    if init == "kaiming":
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=random)
+    else:
+        values.normal_(std=1 / down.shape[0], generator=random)
+    down.copy_(values)
+
+
+def _exact(target: Target) -> str:
+    """A pattern for which peft finds this module only."""
+    return f"^{re.escape(target.name)}"

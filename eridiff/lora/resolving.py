@@ -1,0 +1,89 @@
+"""From a module's name in a LoRA file, in whichever naming, to the module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from eridiff.families.checkpoints.keys import Link, Structure
+from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.lora.names import denoiser_links, flat
+
+_TEXT_LEVEL = "text_model."
+_ORIGINAL_CLIPS = {
+    "clip_l": "text_encoders.clip_l.transformer.",
+    "clip_g": "text_encoders.clip_g.transformer.",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """An adapted module: its component's folder in diffusers, and its link to diffusers' modules there."""
+
+    component: str
+    link: Link
+
+
+class Names:
+    """All names under which the modules of a base of a given structure appear in LoRA files."""
+
+    def __init__(self, layout: CheckpointLayout, structure: Structure) -> None:
+        self._layout = layout
+        self._denoiser = dict(_denoiser_names(layout, structure))
+
+    def find(self, name: str) -> Place | None:
+        """The module of that name, or none."""
+        return self._denoiser.get(name) or self._text_encoder(name)
+
+    def _text_encoder(self, name: str) -> Place | None:
+        for component, prefix in self._layout.lora.text_encoders.items():
+            kind = self._layout.models[component].kind
+            # A lone `lora_te_` is the first encoder's.
+            flats = (f"{prefix}_", "lora_te_") if prefix.endswith("1") else (f"{prefix}_",)
+            dotted = (f"{component}.", _ORIGINAL_CLIPS[kind])
+            for start in flats:
+                if name.startswith(start):
+                    module = _unflattened(name.removeprefix(start))
+                    return None if module is None else _clip(component, module)
+            for start in dotted:
+                if name.startswith(start):
+                    return _clip(component, name.removeprefix(start))
+        return None
+
+
+def _clip(component: str, module: str) -> Place:
+    """A module of CLIP, its level `text_model` put back where newer transformers leave it out."""
+    if module.startswith("encoder."):
+        module = _TEXT_LEVEL + module
+    return Place(component, Link(module, (module,)))
+
+
+def _unflattened(name: str) -> str | None:
+    """CLIP's module of a name with underscores for dots."""
+    if name == "text_projection":
+        return name
+    start = "text_model_encoder_layers_"
+    number, _, rest = name.removeprefix(start).partition("_")
+    inside = {flat(module): module for module in _CLIP_LAYER}
+    if not name.startswith(start) or not number.isdigit() or rest not in inside:
+        return None
+    return f"text_model.encoder.layers.{number}.{inside[rest]}"
+
+
+_CLIP_LAYER = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
+)  # fmt: skip
+
+
+def _denoiser_names(layout: CheckpointLayout, structure: Structure) -> Iterator[tuple[str, Place]]:
+    for link in denoiser_links(layout, structure):
+        place = Place(layout.denoiser, link)
+        yield f"lora_unet_{flat(link.original)}", place
+        yield f"diffusion_model.{link.original}", place
+        yield f"model.diffusion_model.{link.original}", place
+        for module in link.diffusers:
+            alone = Place(layout.denoiser, Link(module, (module,)))
+            for start in (f"{layout.denoiser}.", "base_model.model.", ""):
+                yield f"{start}{module}", alone
+            for start in ("lora_unet_", "lora_transformer_", "lycoris_"):
+                yield f"{start}{flat(module)}", alone
