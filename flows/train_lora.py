@@ -9,124 +9,77 @@ Under a server: `prefect deployment run train-lora/manual -p config=configs/demo
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.states import Completed
-from prefect.tasks import Task
+from prefect import flow, get_run_logger
+from prefect.states import Completed, State
+from pydantic import Field
 
-from eridiff.errors import EridiffError, Interrupted
-from eridiff.recipe import Recipe
-from flows.artifacts import publish_results
-from stages import pipeline, precompute
-
-Overrides = dict[str, Any]
-
-
-def passes_with_time(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
-    """Whether a failure may pass by itself: an I/O error may, bad input and a request to stop never do."""
-    try:
-        state.result()
-    except (EridiffError, Interrupted):
-        return False
-    except OSError:
-        return True
-    except Exception:  # a bug: it will fail again
-        return False
-    return False
-
-
-def stage_task(name: str) -> Any:
-    """The options that all tasks share: nothing cached by Prefect, retries for what can pass."""
-    return task(
-        name=name,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=2,
-        retry_delay_seconds=[10, 60],
-        retry_condition_fn=passes_with_time,
-    )
-
-
-@stage_task("ingest")
-def ingest(config: str, overrides: Overrides) -> dict[str, Any]:
-    """Images and captions into shards and a snapshot."""
-    return pipeline.run_stage("ingest", pipeline.load_recipe(Path(config), overrides)).as_dict()
-
-
-@stage_task("precompute-latents")
-def precompute_latents(config: str, overrides: Overrides, index: int, count: int) -> dict[str, Any]:
-    """One of `count` parts of the VAE latents."""
-    return _precompute(config, overrides, "latents", (index, count))
-
-
-@stage_task("precompute-text")
-def precompute_text(config: str, overrides: Overrides, index: int, count: int) -> dict[str, Any]:
-    """One of `count` parts of the text embeddings."""
-    return _precompute(config, overrides, "text", (index, count))
-
-
-@stage_task("train")
-def train(config: str, overrides: Overrides) -> dict[str, Any]:
-    """The LoRA, from cached tensors."""
-    return pipeline.run_stage("train", pipeline.load_recipe(Path(config), overrides)).as_dict()
-
-
-@stage_task("evaluate")
-def evaluate(config: str, overrides: Overrides) -> dict[str, Any]:
-    """Grids, validation loss and the report page."""
-    return pipeline.run_stage("evaluate", pipeline.load_recipe(Path(config), overrides)).as_dict()
+from flows import artifacts, tasks
+from flows.command import run_flow_here
+from flows.fan_out import Workers, each_part
+from flows.logs import stage_logs
+from flows.overrides import NO_OVERRIDES, RecipeOverrides, as_settings
+from flows.stopping import orderly_stop
+from stages import pipeline
 
 
 @flow(name="train-lora")
-def train_lora(config: str, overrides: Overrides | None = None, parts: int = 1) -> Any:
+def train_lora(
+    config: str,
+    overrides: RecipeOverrides = NO_OVERRIDES,
+    parts: Annotated[int, Field(ge=1)] = 1,
+    workers: Workers = "here",
+    time_limit_s: Annotated[float, Field(gt=0)] | None = None,
+) -> Any:
     """Runs a recipe's stages, each only where something is missing.
 
     Args:
         config: path of the recipe, seen from the project's folder.
-        overrides: recipe keys and values, as `{"train.steps": 500}`.
+        overrides: recipe sections and keys to change, as `{"train": {"steps": 500}}`.
         parts: tasks that each half of precompute is cut into.
+        workers: where parts run: one after the other in this process, or in parallel.
+        time_limit_s: seconds after which the run saves what it has and stops.
+
+    Returns:
+        Where the outputs of the stages lie, by stage.
 
     Raises:
         EridiffError: the recipe, the data, the store or the model is at fault.
+        TimeoutError: the time limit was reached.
     """
-    logging.getLogger("eridiff").setLevel(logging.INFO)
-    changes = overrides or {}
-    recipe = pipeline.load_recipe(Path(config), changes)
-    reports: dict[str, dict[str, Any]] = {}
-    if not _complete(recipe, "ingest"):
-        reports["ingest"] = ingest(config, changes)
-    if not _complete(recipe, "precompute"):
-        for half in (precompute_latents, precompute_text):
-            for index in range(1, parts + 1):
-                reports[f"{half.name}-{index}"] = half(config, changes, index, parts)
-    for name, run in (("train", train), ("evaluate", evaluate)):
-        if not _complete(recipe, name):
-            reports[name] = run(config, changes)
+    with stage_logs(), orderly_stop(time_limit_s):
+        return run_stages(config, as_settings(overrides), parts=parts, workers=workers)
+
+
+def run_stages(
+    config: str, settings: dict[str, Any], *, parts: int = 1, workers: Workers = "here"
+) -> dict[str, Any] | State[Any]:
+    """The stages of a recipe in order, inside a flow; a finished one costs a look."""
+    recipe = pipeline.load_recipe(Path(config), settings)
+    reports: dict[str, tasks.Report] = {}
+    for name in pipeline.NAMES:
+        plan = pipeline.stage(name).plan(recipe)
+        if plan.complete:
+            continue
+        if name == "ingest":
+            reports[name] = tasks.ingest(config, settings)
+        elif name == "precompute":
+            for half in (tasks.precompute_latents, tasks.precompute_text):
+                made = each_part(half, config, settings, parts=parts, workers=workers)
+                reports |= {f"{half.name} {n} of {parts}": report for n, report in enumerate(made, start=1)}
+        else:
+            reports[name] = {"train": tasks.train, "evaluate": tasks.evaluate}[name](config, settings)
+            settings = reports[name]["settings"]
+            recipe = pipeline.load_recipe(Path(config), settings)
+        artifacts.show_stage(name, recipe, reports)
     if not reports:
         get_run_logger().info("Nothing to do: every stage of %s is finished.", config)
         return Completed(message="Nothing to do: every stage is finished.", data={})
-    publish_results(recipe, reports)
-    return {name: report["outputs"] for name, report in reports.items()}
-
-
-def _precompute(
-    config: str, overrides: Overrides, half: precompute.Half, part: tuple[int, int]
-) -> dict[str, Any]:
-    recipe = pipeline.load_recipe(Path(config), overrides)
-    return pipeline.record(recipe, precompute.run(recipe, half=half, part=part)).as_dict()
-
-
-def _complete(recipe: Recipe, name: str) -> bool:
-    return pipeline.stage(name).plan(recipe).complete
+    artifacts.show_results(recipe, reports)
+    return {name: dict(report["outputs"]) for name, report in reports.items()}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m flows.train_lora RECIPE")
-    train_lora(sys.argv[1])
+    run_flow_here(train_lora, "Images in, a LoRA and sample grids out.")

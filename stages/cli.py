@@ -202,7 +202,7 @@ def _print_json(value: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command line and exits with its code; errors that a user can act on are printed plainly."""
-    _log_to_terminal()
+    log_to_terminal()
     try:
         app(arguments, standalone_mode=False)
     except EridiffError as error:
@@ -220,7 +220,8 @@ def _escaped(error: EridiffError) -> str:
     return str(error).replace("[", r"\[")
 
 
-def _log_to_terminal() -> None:
+def log_to_terminal() -> None:
+    """Puts what stages log on the terminal, beside their progress bars."""
     handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     logger = logging.getLogger("eridiff")
     logger.handlers[:] = [handler]

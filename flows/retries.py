@@ -1,0 +1,60 @@
+"""Which failures are worth another try: those that can pass, never bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from eridiff.errors import EridiffError
+from eridiff.recipe import Recipe
+
+RETRIES = 2
+DELAYS_S = [10.0, 60.0]
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a failure may pass by itself: an I/O error may, bad input and a request to stop never do."""
+    return isinstance(error, OSError) and not isinstance(error, EridiffError)
+
+
+def retry_if_it_may_pass(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:
+    """Prefect's question before it runs a failed task again."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and may_pass(error)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; known by name, since flows never import torch."""
+    return any(type(cause).__name__ == "OutOfMemoryError" for cause in _causes(error))
+
+
+def smaller_batches(stage: str, recipe: Recipe) -> dict[str, int]:
+    """Overrides that need less memory for the same result; empty where batches are as small as can be.
+
+    A training batch is halved and accumulated twice, so that a step still sees as many samples.
+    """
+    if stage == "train":
+        if recipe.train.batch_size % 2:
+            return {}
+        return {
+            "train.batch_size": recipe.train.batch_size // 2,
+            "train.gradient_accumulation_steps": 2 * recipe.train.gradient_accumulation_steps,
+        }
+    sizes = {
+        "precompute.latent_batch_size": recipe.precompute.latent_batch_size,
+        "precompute.text_batch_size": recipe.precompute.text_batch_size,
+        "sample.batch_size": recipe.sample.batch_size,
+        "validation.batch_size": recipe.validation.batch_size,
+    }
+    sections = {"precompute": ("precompute",), "evaluate": ("sample", "validation")}[stage]
+    return {key: size // 2 for key, size in sizes.items() if size > 1 and key.split(".")[0] in sections}
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
