@@ -44,14 +44,21 @@ def by_strength(
 def by_checkpoint(
     prompts: Sequence[str],
     seeds: Sequence[int],
-    strength: float,
+    strengths: Sequence[float],
     loras: Sequence[LoraFile],
     settings: Settings,
 ) -> Comparison:
-    """Rows of prompts; the base, then a column for each LoRA file in the order of training."""
+    """Rows of prompts; the base where 0 is among `strengths`, then each LoRA in the order of training."""
+    shown = shown_strength(strengths)
     ordered = sorted(loras, key=lambda lora: lora.step)
-    columns = [_Column("base", 0.0, None), *(_Column(lora.label, strength, lora) for lora in ordered)]
+    base = [_Column("base", 0.0, None)] if 0 in strengths else []
+    columns = [*base, *(_Column(lora.label, shown, lora) for lora in ordered)]
     return _compared(prompts, seeds, columns, settings)
+
+
+def shown_strength(strengths: Sequence[float]) -> float:
+    """The strength at which checkpoints are compared: 1 where it is among them, else the largest."""
+    return 1.0 if 1.0 in strengths else max(strengths)
 
 
 def strength_label(strength: float) -> str:

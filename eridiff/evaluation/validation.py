@@ -62,7 +62,9 @@ def validate(
 def _batch(family: ModelFamily, cached: Cached, grid: HoldoutGrid, points: Sequence[Point]) -> Batch:
     samples = [grid.samples[point.image] for point in points]
     prompts = [cached.prompt(sample.captions[0]) for sample in samples]
-    clean = torch.stack([family.latent.scaled(cached.moments(s, mirrored=False).mean.float()) for s in samples])
+    clean = torch.stack(
+        [family.latent.scaled(cached.moments(s, mirrored=False).mean.float()) for s in samples]
+    )
     return Batch(
         sample_ids=tuple(sample.sample_id for sample in samples),
         clean=clean,

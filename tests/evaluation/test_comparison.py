@@ -30,7 +30,7 @@ def test_many_columns_give_each_seed_its_rows() -> None:
 
 
 def test_checkpoints_stand_in_the_order_of_training() -> None:
-    found = by_checkpoint(PROMPTS, (1,), 1.0, (LATER, LORA), SETTINGS)
+    found = by_checkpoint(PROMPTS, (1,), (0.0, 0.5, 1.0), (LATER, LORA), SETTINGS)
     assert found.columns[0].members == ("base", "step 250", "step 500")
     assert [cell.lora for cell in found.cells[0]] == [None, LORA, LATER]
 

@@ -1,0 +1,123 @@
+"""Losses and images of a whole evaluation, with one pipeline loaded once for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from eridiff.devices import DTYPES
+from eridiff.encoding.spaces import base_of, family_of
+from eridiff.encoding.wanted import prompts_of
+from eridiff.evaluation.pictures import LoraFile, batches
+from eridiff.evaluation.results import LossFile
+from eridiff.evaluation.sampling import AttachedLora, attached, sample_missing
+from eridiff.evaluation.validation import validate
+from eridiff.evaluation.work import Work, subject_key
+from eridiff.families.base import ModelFamily
+from eridiff.lora.read import read_lora
+from eridiff.store.snapshots import text_key
+from eridiff.training.attention import attention
+from eridiff.training.cached import Cached
+
+Progress = Callable[[int], None]
+"""Called with the number of things done since the last call; may raise to stop."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pipeline on its device and what it is fed.
+
+    Attributes:
+        work: what is to be made.
+        family: whose pipeline it is.
+        pipeline: diffusers' own, without text encoders.
+        cached: latents of the hold-out, embeddings of captions and prompts.
+        device: where the pipeline lies.
+    """
+
+    work: Work
+    family: ModelFamily
+    pipeline: Any
+    cached: Cached
+    device: torch.device
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The pipeline's, with whatever LoRA is attached."""
+        (place,) = self.family.parts.denoiser
+        return getattr(self.pipeline, place)
+
+    def take_losses(self, file: LossFile, progress: Progress) -> None:
+        """Takes the losses of those subjects that the file lacks, and keeps each subject's at once."""
+        work, taken = self.work, file.read()
+        labels = {subject_key(lora): lora.label if lora else "base" for lora in work.subjects}
+        for lora in work.subjects:
+            if subject_key(lora) in taken:
+                continue
+            with self._carrying(lora):
+                taken[subject_key(lora)] = validate(
+                    self.family,
+                    self.denoiser,
+                    self.cached,
+                    work.grid,
+                    batch_size=work.recipe.validation.batch_size,
+                    device=self.device,
+                    dtype=DTYPES[work.recipe.train.dtype],
+                    on_batch=progress,
+                )
+            # Losses of LoRAs that are no longer asked about are let go.
+            file.write(work.grid, {key: taken[key] for key in labels if key in taken}, labels)
+
+    def make_images(self, progress: Progress) -> int:
+        """Makes the images that are missing and returns the bytes written."""
+        work, written = self.work, 0
+        cut = batches(work.pictures, work.recipe.sample.batch_size)
+        for lora in dict.fromkeys(batch[0].lora for batch in cut):
+            own = [batch for batch in cut if batch[0].lora == lora]
+            if all(picture.path(work.images).exists() for batch in own for picture in batch):
+                continue
+            with self._carrying(lora) as carried:
+                for strength in dict.fromkeys(batch[0].strength for batch in own):
+                    if carried:
+                        carried.set_strength(strength)
+                    alike = [batch for batch in own if batch[0].strength == strength]
+                    written += sample_missing(
+                        self.family, self.pipeline, self.cached, alike, work.images, on_batch=progress
+                    )
+        return written
+
+    @contextmanager
+    def _carrying(self, lora: LoraFile | None) -> Iterator[AttachedLora | None]:
+        if lora is None:
+            yield None
+            return
+        with attached(self.pipeline, read_lora(lora.path, self.family).peft_state()) as carried:
+            yield carried
+
+
+@contextmanager
+def opened(work: Work, device: torch.device) -> Iterator[Session]:
+    """A session on backends of attention that are known to be right.
+
+    Raises:
+        ModelError: a component is missing or does not fit.
+        StoreError: a latent or an embedding is missing: it says to run precompute.
+    """
+    family = family_of(work.recipe)
+    cached = _cached(work)
+    dtype = DTYPES[work.recipe.train.dtype]
+    pipeline = family.load_pipeline(base_of(work.recipe), device=device, dtype=dtype)
+    with attention("auto"):
+        yield Session(work, family, pipeline, cached, device)
+
+
+def _cached(work: Work) -> Cached:
+    samples = work.grid.samples
+    texts = prompts_of(work.recipe) | {sample.captions[0] for sample in samples}
+    latents = [sample.latent_key(False) for sample in samples]
+    return Cached(work.latents.open(latents), work.text.open([text_key(text) for text in texts]))
