@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flow_doubles import RECIPE, Doubles
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import tasks
 from stages import pipeline, precompute
+from tests.flows.doubles import RECIPE, Doubles
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_doubles import Doubles, recorded
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
@@ -16,6 +15,7 @@ from eridiff.errors import DataError, Interrupted
 from eridiff.recipe import Recipe
 from flows.train_lora import train_lora
 from stages.stage import stopping
+from tests.flows.doubles import Doubles, recorded
 
 ALL_STAGES = {"ingest", "precompute", "train", "evaluate"}
 
