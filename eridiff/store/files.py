@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,10 +17,13 @@ from typing import Any
 
 from eridiff.errors import StoreError
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_SUFFIX = ".tmp"
 """Names of files being written are `.<name>.<random>.tmp`: readers pass over them."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WORTH_A_LINE_BYTES = 1_000_000_000
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read may change again without a new mtime."""
 
@@ -135,6 +139,8 @@ class FileDigests:
         known = self._known.get(str(path))
         if known is not None and list(known[:-1]) == state:
             return str(known[-1])
+        if state[0] > _WORTH_A_LINE_BYTES:
+            logger.info("Reading %s once for its digest (%.1f GB).", path, state[0] / 1e9)
         started_ns = time.time_ns()
         digest = digest_file(path)
         if _state(path) == state and started_ns - state[1] > _SETTLED_NS:

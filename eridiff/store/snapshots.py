@@ -207,16 +207,18 @@ def diff(before: Snapshot, after: Snapshot) -> SnapshotDiff:
     """What changed; a renamed file is no change."""
     old = {sample.sample_id: sample for sample in before.samples}
     new = {sample.sample_id: sample for sample in after.samples}
-    edited = [
-        sample for name, sample in new.items() if name in old and _identity(sample) != _identity(old[name])
-    ]
-    gone = {sample.source: sample for name, sample in old.items() if name not in new}
+    kept = [sample for name, sample in new.items() if name in old]
     arrived = [sample for name, sample in new.items() if name not in old]
-    edited += [sample for sample in arrived if sample.source in gone]
-    added = tuple(sample for sample in arrived if sample.source not in gone)
-    still = {sample.source for sample in arrived}
-    removed = tuple(sample for source, sample in gone.items() if source not in still)
-    return SnapshotDiff(added, tuple(edited), removed)
+    gone = [sample for name, sample in old.items() if name not in new]
+    left, entered = {_place(sample) for sample in gone}, {_place(sample) for sample in arrived}
+    return SnapshotDiff(
+        added=tuple(sample for sample in arrived if _place(sample) not in left),
+        edited=(
+            *(sample for sample in kept if _identity(sample) != _identity(old[sample.sample_id])),
+            *(sample for sample in arrived if _place(sample) in left),
+        ),
+        removed=tuple(sample for sample in gone if _place(sample) not in entered),
+    )
 
 
 def dataset_key(description: Mapping[str, Any]) -> str:
@@ -262,6 +264,10 @@ def current(datasets: Path, key: str) -> Snapshot:
 def _identity(sample: Sample) -> dict[str, Any]:
     row = {field.name: getattr(sample, field.name) for field in dataclasses.fields(Sample)}
     return {name: value for name, value in row.items() if name not in _NOT_IDENTITY}
+
+
+def _place(sample: Sample) -> tuple[int, str]:
+    return sample.dataset, sample.source
 
 
 def _damaged(path: Path, found: str) -> StoreError:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import largest_file
 from safetensors import safe_open
 
 from eridiff.errors import StoreError
@@ -227,3 +231,46 @@ def test_statistics_say_what_is_not_finite(store: TensorStore) -> None:
     rows = pq.ParquetFile(store.folder / "parts" / f"{part.id}.parquet").read().to_pylist()
     assert [row["finite"] for row in rows] == [False, True]
     assert (rows[1]["minimum"], rows[1]["maximum"], rows[1]["mean"]) == (-1.0, 2.0, 0.5)
+
+
+def test_a_full_disk_leaves_nothing_to_be_trusted(store: TensorStore) -> None:
+    store.append([item(1)])
+    big = Item("big", {"x": StoredTensor("U8", (1 << 20,), bytes(1 << 20))})
+    with largest_file(1 << 16), pytest.raises(StoreError, match="disk is full"):
+        store.append([big])
+    assert len(list((store.folder / "parts").iterdir())) == 2
+    assert TensorStore(store.root, store.space).keys() == {"key-1"}
+    store.append([big])
+    assert store.missing(["big"]) == []
+
+
+def test_a_disk_that_fills_before_the_index_leaves_nothing(
+    store: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, calls = os.fsync, []
+
+    def full_at_the_index(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:  # the data file, its folder, then the index
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_index)
+    with pytest.raises(StoreError, match="disk is full"):
+        store.append([item(1)])
+    assert list((store.folder / "parts").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_items_open_in_about_a_second(
+    store: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
+    each = {name: StoredTensor("F32", (0,), b"") for name in ("mean", "logvar")}
+    keys = [f"{number:064x}-512x512" for number in range(100_000)]
+    for start in range(0, len(keys), 100):
+        store.append([Item(key, each) for key in keys[start : start + 100]])
+    fresh = TensorStore(store.root, store.space)
+    started = time.process_time()
+    assert fresh.missing([*keys, "other"]) == ["other"]
+    assert time.process_time() - started < 2
