@@ -149,12 +149,12 @@ class Flux:
         from eridiff.families import packing
 
         dtype = denoiser.x_embedder.weight.dtype
-        guidance = t.new_full(t.shape, self.options.guidance) if denoiser.config.guidance_embeds else None
-        with packing.unrounded_time(denoiser, t, guidance):
+        t, guidance = t.float(), self.options.guidance
+        with packing.unrounded(denoiser, now=lambda: t, guidance=guidance):
             packed = denoiser(
                 hidden_states=packing.pack(noisy).to(dtype),
                 timestep=t,
-                guidance=guidance,
+                guidance=t.new_full(t.shape, guidance) if denoiser.config.guidance_embeds else None,
                 pooled_projections=cond.pooled.to(dtype),
                 encoder_hidden_states=cond.text.to(dtype),
                 txt_ids=t.new_zeros(cond.text.shape[1], 3),
@@ -180,15 +180,22 @@ class Flux:
         self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
     ) -> list[Image.Image]:
         """Images by distilled guidance (3.5 is usual): the model is told it, and `negatives` play no part."""
+        from eridiff.diffusion.timesteps import NUM_STEPS
+        from eridiff.families import packing
         from eridiff.families.sampling import generators, like
 
         prompts = like(pipeline.transformer, prompts)
-        return pipeline(
-            prompt_embeds=prompts.text,
-            pooled_prompt_embeds=prompts.pooled,
-            width=request.width_px,
-            height=request.height_px,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            generator=generators(request.seeds),
-        ).images
+
+        def now() -> Tensor:
+            return pipeline.current_timestep.float().expand(len(request.seeds)) / NUM_STEPS
+
+        with packing.unrounded(pipeline.transformer, now=now, guidance=request.guidance):
+            return pipeline(
+                prompt_embeds=prompts.text,
+                pooled_prompt_embeds=prompts.pooled,
+                width=request.width_px,
+                height=request.height_px,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                generator=generators(request.seeds),
+            ).images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,17 +34,23 @@ def image_ids(latents: Tensor) -> Tensor:
 
 
 @contextmanager
-def unrounded_time(denoiser: Any, t: Tensor, guidance: Tensor | None) -> Iterator[None]:
-    """Within it, the transformer's embeddings of time and guidance are made from these float32 numbers.
+def unrounded(denoiser: Any, *, now: Callable[[], Tensor], guidance: float) -> Iterator[None]:
+    """Within it, the transformer embeds time and guidance as they are.
 
     Diffusers casts both to the activations' dtype before it multiplies by 1000. In bfloat16 that turns
     1000 t = 702 into 704: the model would be told another time than the latents were noised with.
+
+    Args:
+        denoiser: Flux's transformer.
+        now: gives t `[B]` float32 at each call of the transformer.
+        guidance: what a guided model is told; one without guidance is not.
     """
-    exact = tuple(value.float() * NUM_STEPS for value in (t, guidance) if value is not None)
 
     def replace(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        *_, pooled = inputs
-        return *exact, pooled
+        *rounded, pooled = inputs
+        t = now()
+        exact = (t, torch.full_like(t, guidance))[: len(rounded)]
+        return *(number * NUM_STEPS for number in exact), pooled
 
     hook = denoiser.time_text_embed.register_forward_pre_hook(replace)
     try:

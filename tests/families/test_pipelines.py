@@ -1,5 +1,7 @@
 """Images from embeddings alone against each pipeline's own images from the prompt."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,21 @@ def test_half_precision_pipelines_sample(tiny):
     assert all(np.asarray(image).std() > 3 for image in images)
 
 
+def test_flux_s_bfloat16_pipeline_is_told_the_sampler_s_own_times(world):
+    tiny = world("flux")
+    pipeline = tiny.family.load_pipeline(tiny.base, device=CPU_FP32["device"], dtype=torch.bfloat16)
+    prompts = tiny.family.encode_prompts(tiny.encoders, CAPTIONS)
+    told = []
+    projection = pipeline.transformer.time_text_embed.time_proj
+    hook = projection.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    tiny.family.sample(pipeline, prompts, prompts, replace(REQUEST, guidance=3.5))
+    hook.remove()
+    times, guidances = torch.stack(told[::2]), torch.stack(told[1::2])
+    torch.testing.assert_close(times, pipeline.scheduler.timesteps[:, None].expand(3, 2), rtol=1e-6, atol=0)
+    assert (guidances == 3500).all()
+    assert not pipeline.transformer.time_text_embed._forward_pre_hooks
+
+
 def test_sdxl_s_vae_decodes_in_float32_whatever_the_unet_is(world):
     tiny = world("sdxl")
     pipeline = tiny.family.load_pipeline(tiny.base, device=CPU_FP32["device"], dtype=torch.bfloat16)
@@ -85,10 +102,10 @@ def test_sdxl_s_vae_decodes_in_float32_whatever_the_unet_is(world):
     assert pipeline.unet.dtype == torch.bfloat16
 
 
-def test_sdxl_s_sampler_follows_the_options(world, tmp_path):
+def test_sdxl_s_sampler_follows_the_options(world):
     tiny = world("sdxl")
     family = families.get("sdxl", {"prediction_type": "v_prediction", "zero_terminal_snr": True})
-    bare = type(tiny.base)(tiny.base.source, tiny.base.layout, _without_scheduler(tiny.base))
+    bare = replace(tiny.base, components=_without_scheduler(tiny.base))
     scheduler = family.load_pipeline(bare, **CPU_FP32).scheduler
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr
