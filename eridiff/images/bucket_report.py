@@ -78,7 +78,7 @@ def _row(width: int, height: int, group: Sequence[Placed]) -> BucketRow:
 
 def bucket_table(rows: Sequence[BucketRow]) -> Table:
     """The rows as a table for a terminal, with totals."""
-    table = Table(title="Buckets", box=box.SIMPLE, show_footer=len(rows) > 1)
+    table = Table(title="Buckets", box=box.SIMPLE, collapse_padding=True, show_footer=len(rows) > 1)
     images, held_out = sum(row.images for row in rows), sum(row.held_out for row in rows)
     count = images + held_out
     mean_loss = sum(row.mean_crop_loss * (row.images + row.held_out) for row in rows) / max(count, 1)
@@ -88,7 +88,7 @@ def bucket_table(rows: Sequence[BucketRow]) -> Table:
         "train": str(images),
         "held out": str(held_out),
         "an epoch": str(sum(row.seen_an_epoch for row in rows)),
-        "crop loss": f"{mean_loss:.1%}",
+        "cropped": f"{mean_loss:.1%}",
         "worst": f"{max((row.worst_crop_loss for row in rows), default=0):.1%}",
         "enlarged": str(sum(row.enlarged for row in rows)),
     }

@@ -32,6 +32,7 @@ _TURNS = {
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
 
+_WHITE_IS_ZERO = 0
 _UNSUITED_MODES = {"F": "floating-point", "I": "32-bit integer"}
 
 
@@ -48,8 +49,9 @@ def decode_rgb(data: bytes) -> Image.Image:
     extension, image = open_image(data)
     with decoder_errors_are_the_files(f"its {extension} data is damaged"):
         image.load()
-        upright = _turned(image, orientation(image))
-        return _as_rgb(upright, white=_white_level(image))
+        if image.mode.startswith("I;16"):
+            return _turned(_eight_bits(image), orientation(image)).convert("RGB")
+        return _as_rgb(_turned(image, orientation(image)))
 
 
 def orientation(image: Image.Image) -> int:
@@ -90,19 +92,26 @@ def _turned(image: Image.Image, exif_orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _white_level(image: Image.Image) -> int:
-    """The value of white in an image with 16 bits a pixel: scanners also write 10 or 12 of them."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of up to 16 bits in 8, rounded; its transparent value becomes white.
+
+    In TIFF, white may be 0, and scanners write 12 bits as well.
+    """
+    white, inverted = 65_535, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
-        return 2 ** int(bits[0]) - 1
-    return 65_535
+        white = 2 ** int(image.tag_v2[TiffImagePlugin.BITSPERSAMPLE][0]) - 1
+        inverted = image.tag_v2[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] == _WHITE_IS_ZERO
+    values = np.asarray(image).astype(np.uint32).clip(max=white)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = white
+    eight = ((values * 255 + white // 2) // white).astype(np.uint8)
+    return Image.fromarray(255 - eight if inverted else eight)
 
 
-def _as_rgb(image: Image.Image, *, white: int) -> Image.Image:
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _UNSUITED_MODES:
         raise UnusableImage(f"{_UNSUITED_MODES[image.mode]} pixels, of which white is unknown")
-    if image.mode.startswith("I;16"):
-        image = _eight_bits(image, white=white)
     if image.mode == "CMYK":
         return _cmyk_to_rgb(image)
     if image.has_transparency_data:
@@ -112,15 +121,6 @@ def _as_rgb(image: Image.Image, *, white: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image, *, white: int) -> Image.Image:
-    """A 16-bit grey image in 8 bits, rounded; its transparent value becomes white."""
-    values = np.asarray(image).astype(np.uint32)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        values[values == transparent] = white
-    return Image.fromarray(((values * 255 + white // 2) // white).clip(max=255).astype(np.uint8))
-
-
 def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
     profile = image.info.get("icc_profile")
     if not profile:
@@ -128,7 +128,7 @@ def _cmyk_to_rgb(image: Image.Image) -> Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError as error:
+    except (ImageCms.PyCMSError, OSError) as error:
         raise UnusableImage(f"the colour profile of its CMYK data cannot be used: {error}") from error
     assert converted is not None  # only `inPlace` returns nothing
     return converted

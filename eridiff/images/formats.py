@@ -50,7 +50,7 @@ _DECODER_ERRORS = (
     KeyError,
     OverflowError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,  # NotImplementedError too
     struct.error,
     zlib.error,
     UnidentifiedImageError,
