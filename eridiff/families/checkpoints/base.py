@@ -7,20 +7,22 @@ encoders and the VAE are gone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eridiff.errors import ModelError
-from eridiff.families.checkpoints import folder
+from eridiff.families.checkpoints import hub, original, vocabularies
 from eridiff.families.checkpoints.component import Component
-from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.families.checkpoints.layout import KINDS, CheckpointLayout, Kind
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
     from eridiff.recipe import Model
 
 _BUILTIN = "builtin:demo-"
+_PARTS = "give the missing part in model.base, or a base that holds it"
+_TOKENIZERS = "set model.tokenizers to a folder with the tokenizers, in clip/ and t5/"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Base:
                 f"the base has no {name}",
                 where=self.source,
                 found=", ".join(sorted(self.components)) or "nothing",
-                fix="give the missing part in model.base, or a base that holds it",
+                fix=_TOKENIZERS if name in self.layout.tokenizers else _PARTS,
             )
         return self.components[name]
 
@@ -70,22 +72,45 @@ def resolve(model: Model, family: ModelFamily) -> Base:
     Raises:
         ModelError: there is no such base, or it is of another family.
     """
+    layout, configs = family.checkpoint, model.tokenizers
     if not isinstance(model.base, str):
-        raise ModelError("model.base as parts is not read yet", where="model.base")
-    if model.base.startswith(_BUILTIN):
-        root = _builtin_folder(model.base)
-    else:
-        root = Path(model.base).expanduser()
-    if not root.is_dir():
-        raise ModelError(
-            "there is no such base model",
-            where="model.base",
-            found=model.base,
-            wanted="a diffusers folder, a safetensors file, a hub id, parts, or builtin:demo-<family>",
-        )
-    return Base(
-        model.base, family.checkpoint, folder.components(root, family.checkpoint, variant=model.variant)
+        given = {kind: path for kind in KINDS if (path := getattr(model.base, kind)) is not None}
+        found = original.from_parts(given, layout, variant=model.variant, configs=configs)
+        return _with_tokenizers(Base(_described(given), layout, found), configs)
+    path, revision = _located(model.base, model, layout)
+    found = original.whole(path, layout, variant=model.variant, configs=configs)
+    return _with_tokenizers(Base(model.base, layout, found, revision), configs)
+
+
+def _located(name: str, model: Model, layout: CheckpointLayout) -> tuple[Path, str | None]:
+    """A base's file or folder, and its commit if it is from the hub."""
+    if name.startswith(_BUILTIN):
+        return _builtin_folder(name), None
+    path = Path(name).expanduser()
+    if path.exists():
+        return path, None
+    if hub.is_id(name):
+        folder = hub.snapshot(name, layout, revision=model.revision, variant=model.variant)
+        return folder, folder.name
+    raise ModelError(
+        "there is no such base model",
+        where="model.base",
+        found=name,
+        wanted="a diffusers folder, a safetensors file, a hub id, parts, or builtin:demo-<family>",
     )
+
+
+def _with_tokenizers(base: Base, given: Path | None) -> Base:
+    """The base with the tokenizers of the recipe's folder, else its own, else those that the machine has."""
+    own = base.components
+    if given is not None:
+        return replace(base, components={**own, **vocabularies.in_folder(base.layout, given)})
+    missing = [name for name in base.layout.tokenizers if name not in own]
+    return replace(base, components={**own, **vocabularies.in_cache(base.layout, missing)})
+
+
+def _described(parts: Mapping[Kind, Path]) -> str:
+    return ", ".join(f"{kind}: {path}" for kind, path in parts.items())
 
 
 def _builtin_folder(name: str) -> Path:

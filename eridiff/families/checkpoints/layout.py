@@ -10,8 +10,10 @@ from eridiff.errors import ModelError
 from eridiff.families.checkpoints.keys import Names, Shape
 from eridiff.families.checkpoints.loranames import LoraNames
 
-Kind = Literal["denoiser", "vae", "clip_l", "clip_g", "t5xxl"]
-"""What a component is, which is also its name among the recipe's parts."""
+Kind = Literal["transformer", "vae", "clip_l", "clip_g", "t5xxl"]
+"""What a component is, which is also its name among the recipe's parts; the UNet goes as a transformer."""
+
+KINDS: tuple[Kind, ...] = ("transformer", "vae", "clip_l", "clip_g", "t5xxl")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class ModelSpec:
         kind: what it is.
         class_name: its class in diffusers or transformers.
         names: its names in original files, or none where those are transformers' own.
+        marks: keys that tell such a component, one a naming.
         facts: the full-size configuration in this package, for files that bring none.
         configure: that configuration with sizes from the shapes of a file's tensors (diffusers' names).
         also: classes with the same weights, whose configuration will do.
@@ -30,6 +33,7 @@ class ModelSpec:
     kind: Kind
     class_name: str
     names: Names | None
+    marks: tuple[str, ...]
     facts: str
     configure: Callable[[dict[str, Any], Mapping[str, Shape]], dict[str, Any]]
     also: tuple[str, ...] = ()
@@ -78,7 +82,7 @@ class CheckpointLayout:
     @property
     def denoiser(self) -> str:
         """Folder name of the denoiser."""
-        return next(name for name, spec in self.models.items() if spec.kind == "denoiser")
+        return next(name for name, spec in self.models.items() if spec.kind == "transformer")
 
     def component(self, kind: Kind) -> str | None:
         """The folder name of a kind of component, or none if the family has no such."""

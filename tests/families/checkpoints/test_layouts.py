@@ -1,0 +1,100 @@
+"""A base is the same, bit for bit, in whichever layout it lies."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from eridiff import families
+from eridiff.demo.architecture import save_random_base
+from eridiff.families.base import ModelFamily
+from eridiff.families.checkpoints.base import Base, resolve
+from eridiff.families.checkpoints.loading import load_model
+from eridiff.families.checkpoints.tokenizing import load_tokenizer
+from eridiff.recipe import BaseParts, Model
+from tests.families.checkpoints import original
+
+FORMS = ("folder", "all_in_one", "checkpoint_save", "parts", "mixed", "diffusers_file")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=families.names())
+def family(request: pytest.FixtureRequest) -> ModelFamily:
+    return families.get(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family: ModelFamily, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(family.name) / "base"
+    save_random_base(family.name, path)
+    original.with_unit_projection(path)
+    original.write_configs(path, family.checkpoint, path.parent / "configs")
+    return path
+
+
+def base_in(form: str, folder: Path, family: ModelFamily, into: Path) -> Base:
+    layout, configs = family.checkpoint, folder.parent / "configs"
+    if form == "folder":
+        return resolve(Model(family=family.name, base=str(folder)), family)
+    if form in ("all_in_one", "checkpoint_save"):
+        path = into / "model.safetensors"
+        getattr(original, f"write_{form}")(folder, layout, path)
+        return resolve(Model(family=family.name, base=str(path), tokenizers=configs), family)
+    parts = original.write_parts(folder, layout, into / "parts")
+    if form == "mixed":
+        parts |= {"vae": folder / "vae", "clip_l": folder}
+    if form == "diffusers_file":
+        parts["transformer"] = shutil.copy(
+            folder / layout.denoiser / "diffusion_pytorch_model.safetensors", into / "denoiser.safetensors"
+        )
+    model = Model(family=family.name, base=BaseParts(**parts), tokenizers=configs)
+    return resolve(model, family)
+
+
+def states(base: Base) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name in base.layout.models
+        for key, value in load_model(base, name, device=CPU, dtype=torch.float32).state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path, family: ModelFamily) -> dict[str, Tensor]:
+    """The same weights by the libraries' own loaders."""
+    import diffusers
+    import transformers
+
+    found = {}
+    for name, spec in family.checkpoint.models.items():
+        kind = getattr(transformers, spec.class_name, None) or getattr(diffusers, spec.class_name)
+        found |= {
+            f"{name}.{key}": value for key, value in kind.from_pretrained(folder / name).state_dict().items()
+        }
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_layout_gives_the_weights_of_the_libraries_own_loaders(
+    form: str, folder: Path, family: ModelFamily, reference: dict[str, Tensor], tmp_path: Path
+) -> None:
+    found = states(base_in(form, folder, family, tmp_path))
+    assert found.keys() == reference.keys()
+    assert [key for key in found if not torch.equal(found[key], reference[key])] == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tokenizers_come_from_the_folder_or_from_the_recipe(
+    form: str, folder: Path, family: ModelFamily, tmp_path: Path
+) -> None:
+    base, plain = base_in(form, folder, family, tmp_path), base_in("folder", folder, family, tmp_path)
+    for name in family.checkpoint.tokenizers:
+        texts = ["a large red circle above a small blue star", ""]
+        found, wanted = (
+            load_tokenizer(b, name)(texts, padding="max_length").input_ids for b in (base, plain)
+        )
+        assert found == wanted
