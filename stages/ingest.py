@@ -27,6 +27,7 @@ from eridiff.store.snapshots import Snapshot, current, dataset_folder, diff, sav
 from stages.dataset import dataset_key, workspace
 from stages.layout import Layout, lay_out
 from stages.stage import StagePlan, StageReport, StopFlag, console, human_bytes, progress, stopping
+from stages.superseded import remove_superseded
 
 logger = logging.getLogger("eridiff")
 
@@ -93,6 +94,7 @@ def run(recipe: Recipe) -> StageReport:
     if layout.snapshot != before or not report_path.exists():
         _tell(layout, report_path)
         save_current(workspace(recipe).datasets, dataset_key(recipe), layout.snapshot)
+    remove_superseded(workspace(recipe), _folder(recipe))
     return StageReport(
         "ingest",
         done=changed,

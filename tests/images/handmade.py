@@ -54,3 +54,23 @@ def tiff_grey(values: list[int], *, bits: int, inverted: bool = False) -> bytes:
     ]
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+
+
+def grey_ink_profile() -> bytes:
+    """An ICC profile of a printer whose every ink is grey: lightness is what is left of paper."""
+    lightness = [round(255 * 0.5 ** bin(inks).count("1")) if inks else 255 for inks in range(16)]
+    identity = struct.pack(">9i", *(65536 if index % 4 == 0 else 0 for index in range(9)))
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + identity + ramp * 4
+    table += bytes(value for level in lightness for value in (level, 128, 128)) + ramp * 3
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"wtpt": white, b"A2B0": table + bytes(-len(table) % 4)}
+    offset = 128 + 4 + 12 * len(tags)
+    index = struct.pack(">I", len(tags))
+    for name, data in tags.items():
+        index += name + struct.pack(">II", offset, len(data))
+        offset += len(data)
+    header = struct.pack(">I4sI4s4s4s", offset, bytes(4), 0x02400000, b"prtr", b"CMYK", b"Lab ")
+    header += struct.pack(">6H4s", 2020, 1, 1, 0, 0, 0, b"acsp") + bytes(28)
+    header += struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + index + b"".join(tags.values())

@@ -12,7 +12,7 @@ from eridiff.images.buckets import Placement, place
 from eridiff.images.decode import decode_rgb, resize_and_crop, to_pixels
 from eridiff.images.formats import UnusableImage
 from eridiff.images.headers import measure
-from tests.images.handmade import picture, png, tiff_grey
+from tests.images.handmade import grey_ink_profile, picture, png, tiff_grey
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
@@ -77,6 +77,16 @@ def test_cmyk_is_not_inverted(encode):
     decoded = decode_rgb(encode(picture().convert("CMYK"), "JPEG", quality=98))
     for found, wanted in zip(corners(decoded), corners(picture()), strict=True):
         assert found == pytest.approx(wanted, abs=24)
+
+
+def test_a_cmyk_profile_is_applied(encode):
+    inks = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    plain, managed = (
+        decode_rgb(encode(inks, "TIFF", **options)).getpixel((8, 8))
+        for options in ({}, {"icc_profile": grey_ink_profile()})
+    )
+    assert plain == (0, 255, 255)
+    assert managed == pytest.approx((119, 119, 119), abs=4)
 
 
 def test_a_broken_cmyk_profile_is_a_reason(encode):
