@@ -10,19 +10,23 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
+
+from eridiff.errors import Interrupted
 
 logger = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "ERIDIFF_LOCKS"
 """Environment variable: the folder of lock files; by default one in the machine's temporary folder."""
-SAY_EVERY_S = 60.0
 
 
 @contextmanager
@@ -34,7 +38,10 @@ def device_lock(device: str, *, poll_s: float = 1.0) -> Iterator[None]:
 
     Args:
         device: as torch writes it: `cuda`, `cuda:1`, `cpu`. Anything but CUDA needs no lock.
-        poll_s: seconds between looks at a lock that another job holds; signals get through meanwhile.
+        poll_s: seconds between looks at a lock that another job holds.
+
+    Raises:
+        Interrupted: the process was asked to stop while it waited.
     """
     names = lock_names(device, os.environ)
     files = [_opened(_folder() / f"{name}.lock") for name in names]
@@ -88,21 +95,43 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _take(file: IO[str], name: str, poll_s: float) -> None:
-    said = -SAY_EVERY_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() - said >= SAY_EVERY_S:
-                said = time.monotonic()
-                logger.info("Waiting for device %s: %s", name, _holder(file))
-            time.sleep(poll_s)
-            continue
-        file.seek(0)
-        file.truncate()
-        json.dump({"pid": os.getpid(), "command": " ".join(sys.argv)[:200]}, file)
-        file.flush()
+    if not _got(file):
+        logger.info("Waiting for device %s: %s", name, _holder(file))
+        with _interruptible(name):
+            while not _got(file):
+                time.sleep(poll_s)
+    file.seek(0)
+    file.truncate()
+    json.dump({"pid": os.getpid(), "command": " ".join(sys.argv)[:200]}, file)
+    file.flush()
+
+
+def _got(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _interruptible(name: str) -> Iterator[None]:
+    """Lets SIGTERM and SIGINT end the wait, whatever else they would do; in the main thread only."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(
+            f"Stopped while waiting for device {name}.", fix="run the same command again to go on from there"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _holder(file: IO[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,8 +110,11 @@ def _short(value: float | int | str) -> str:
 
 @contextmanager
 def progress(label: str, total: int, *, done: int = 0) -> Iterator[Meter]:
-    """A meter over `total` items, of which `done` were there before: a bar on a terminal, else log lines."""
-    if not console.is_terminal:
+    """A meter over `total` items, of which `done` were there before: a bar on a terminal, else log lines.
+
+    A terminal has room for one bar: threads that work side by side write lines.
+    """
+    if not console.is_terminal or threading.current_thread() is not threading.main_thread():
         meter = Meter(label, total, None)
         meter._count = done
         yield meter

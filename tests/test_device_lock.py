@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from eridiff.device_lock import FOLDER_VARIABLE, device_lock, lock_names
+from eridiff.errors import Interrupted
 
 HOLD = """
 import time
@@ -70,6 +72,14 @@ def test_a_second_job_waits_until_the_first_is_gone_even_killed(
     finally:
         holder.kill()
         holder.communicate()
+
+
+def test_a_signal_ends_the_wait(locks: Path) -> None:
+    with device_lock("cuda"):
+        threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        with pytest.raises(Interrupted), device_lock("cuda", poll_s=0.05):
+            pytest.fail("two jobs held one device")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_lock_is_free_again_after_the_block(locks: Path) -> None:
