@@ -56,8 +56,8 @@ class Lora:
     """A set of adapters.
 
     Attributes:
-        layers: folder name of the component and module, such as `unet.mid_block...to_q`, to adapter. Modules of
-            CLIP always have their level `text_model`, whether or not the installed transformers has it.
+        layers: folder name of the component and module, such as `unet.mid_block...to_q`, to adapter. Modules
+            of CLIP always have their level `text_model`, whether or not the installed transformers has it.
         structure: counts of the denoiser's blocks.
         metadata: free-form strings of the file it came from.
     """

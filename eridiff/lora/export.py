@@ -24,6 +24,32 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STRUCTURE_KEY = "eridiff.structure"
 
 
+def write_lora(
+    path: Path,
+    lora: Lora,
+    family: ModelFamily,
+    *,
+    file_format: Format,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a LoRA to a file.
+
+    Args:
+        path: where; replaced only when the new file is whole.
+        lora: float32 adapters.
+        family: has the names.
+        file_format: see `tensors`.
+        dtype: type of the factors in the file.
+        metadata: from `metadata.describe`.
+
+    Raises:
+        ModelError: a factor is not finite, or not in that type.
+        StoreError: the disk is full, or the place cannot be written.
+    """
+    write(path, tensors(lora, family, file_format=file_format, dtype=dtype), metadata)
+
+
 def tensors(lora: Lora, family: ModelFamily, *, file_format: Format, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a LoRA file.
 

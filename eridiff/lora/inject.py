@@ -15,7 +15,9 @@ from eridiff.diffusion.randomness import generator
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.read import read_lora
 from eridiff.lora.targets import Layer, Target, choose
+from eridiff.lora.warm import started
 from eridiff.recipe import Network
 
 _ADAPTER = "default"
@@ -49,8 +51,9 @@ class Injected:
 def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: int) -> Injected:
     """Adds the recipe's LoRA to a frozen denoiser; only its factors are trained.
 
-    Down is drawn uniformly as by He et al. (2015) with slope sqrt(5), or normally with deviation 1/rank; up is
-    zero. Each factor depends on the seed and its module's name alone.
+    `down` is drawn uniformly as by He et al. (2015) with slope sqrt(5), or normally with deviation 1/rank;
+    `up` is zero. With `network.init_from` the change is that file's. Each factor depends on the seed and its
+    module's name alone.
 
     Args:
         denoiser: from `family.load_denoiser`.
@@ -59,7 +62,8 @@ def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: 
         seed: decides the draw.
 
     Raises:
-        RecipeError: the targets match no layers.
+        RecipeError: the targets match no layers, or do not cover those of `network.init_from`.
+        ModelError: `network.init_from` cannot be read, or is of another denoiser.
     """
     names = family.checkpoint.models[family.checkpoint.denoiser].names
     assert names is not None
@@ -70,7 +74,12 @@ def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: 
     for target in targets:
         down = parameters[f"{target.name}.lora_A.weight"]
         _draw(down, network.init, generator(seed, "lora", target.name))
-    return Injected(targets, structure, family.checkpoint.denoiser)
+    component = family.checkpoint.denoiser
+    if network.init_from is not None:
+        path = network.init_from
+        lora = read_lora(path, family, structure=structure)
+        load_state(denoiser, started(parameters, targets, lora, component=component, path=path))
+    return Injected(targets, structure, component)
 
 
 def adaptable(model: nn.Module) -> dict[str, Layer]:
