@@ -78,14 +78,14 @@ TINY = BaseSize(
 """For tests: some hundred thousand parameters, steps in milliseconds."""
 
 DEMO = BaseSize(
-    vae=VaeSize(blocks=(24, 48, 72, 96), layers=1, norm_groups=8),
+    vae=VaeSize(blocks=(24, 48, 64, 80), layers=1, norm_groups=8),
     clip_l=ClipSize(width=64, heads=4, layers=2, feed_forward=128, projection=64),
     clip_g=ClipSize(width=80, heads=5, layers=2, feed_forward=160, projection=80),
     t5=T5Size(width=160, heads=8, head_width=16, layers=2, feed_forward=128),
     unet=UnetSize(
-        blocks=(48, 96, 128), head_width=32, transformer_layers=(1, 1, 2), norm_groups=16, number_features=16
+        blocks=(48, 64, 64), head_width=32, transformer_layers=(1, 1, 1), norm_groups=16, number_features=16
     ),
     sd3=Sd3Size(layers=4, heads=4, head_width=32, dual_layers=(0, 1), max_side=64),
-    flux=FluxSize(double_layers=2, single_layers=3, heads=5, axes=(8, 12, 12)),
+    flux=FluxSize(double_layers=2, single_layers=6, heads=4, axes=(8, 12, 12)),
 )
 """For the pretrained demo: at most 5 million parameters a family."""
