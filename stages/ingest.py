@@ -61,14 +61,16 @@ def plan(recipe: Recipe) -> StagePlan:
         )
     layout = lay_out(recipe, found, known)
     missing = _missing_shards(recipe, layout)
-    changed = _num_changed(_current(recipe), layout.snapshot, missing)
+    before = _current(recipe)
+    changed = _num_changed(before, layout.snapshot, missing)
+    removed = 0 if before is None else len(diff(before, layout.snapshot).removed)
     return StagePlan(
         "ingest",
         done=len(layout.snapshot.samples) - changed,
         missing=changed,
         quarantined=len(layout.snapshot.quarantined),
         bytes_to_write=sum(shard.num_bytes for shard in missing),
-        details=layout.notes,
+        details={**layout.notes, **({"removed": removed} if removed else {})},
     )
 
 
@@ -95,6 +97,8 @@ def run(recipe: Recipe) -> StageReport:
         _tell(layout, report_path)
         save_current(workspace(recipe).datasets, dataset_key(recipe), layout.snapshot)
     remove_superseded(workspace(recipe), _folder(recipe))
+    for folder in (workspace(recipe).images, _folder(recipe), report_path.parent):
+        remove_abandoned(folder)
     return StageReport(
         "ingest",
         done=changed,
@@ -150,6 +154,8 @@ def _read(found: Sequence[Discovery], known: ScanCache, scan_path: Path, stop: S
 
     saved, num_bytes = time.monotonic(), 0
     try:
+        if not work:
+            return
         with progress("reading", len(work)) as meter, closing(scan(work)) as scanned:
             for source, result in scanned:
                 known.put(source, result)
@@ -175,8 +181,6 @@ def _write(folder: Path, shards: Sequence[Shard], stop: StopFlag) -> int:
     """Writes shards, each whole or not at all; returns the number of bytes."""
     if not shards:
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder)
 
     def write(shard: Shard) -> tuple[int, int]:
         _obey(stop)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from eridiff.images.buckets import Placement, place
+from eridiff.images.buckets import Placement, crop_loss, place
 from eridiff.images.captions import UnusableCaption, captions_in, with_trigger
 from eridiff.images.discover import CaptionedImage
 from eridiff.images.formats import UnusableImage
@@ -15,6 +15,9 @@ from eridiff.images.shards import ShardImage
 from eridiff.images.sources import Source
 
 Split = Literal["train", "holdout"]
+
+MAX_CROP_LOSS = 0.9
+"""Images that would lose more than this share of their area are left out: what remains is not the image."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,12 @@ def judge(found: CaptionedImage, known: ScanCache, rules: Rules) -> Accepted:
         raise UnusableImage(
             f"{scanned.width} x {scanned.height} px is longer than ingest.max_side_px, {rules.max_side_px}"
         )
+    placement = place(scanned.width, scanned.height, rules.buckets)
+    if crop_loss(placement) > MAX_CROP_LOSS:
+        raise UnusableImage(
+            f"{scanned.width} x {scanned.height} px is too narrow: "
+            f"{crop_loss(placement):.0%} of it would be cropped away"
+        )
     text = _text_of(found, known, rules)
     captions = captions_in(text, one_a_line=rules.caption_lines)
     return Accepted(
@@ -93,7 +102,7 @@ def judge(found: CaptionedImage, known: ScanCache, rules: Rules) -> Accepted:
         extension=scanned.extension,
         text=text,
         captions=tuple(dict.fromkeys(with_trigger(caption, rules.trigger_word) for caption in captions)),
-        placement=place(scanned.width, scanned.height, rules.buckets),
+        placement=placement,
         split=split_of(scanned.content, rules.holdout),
         source=found.image,
     )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from eridiff.errors import StoreError
+from eridiff.errors import DataError, StoreError
 from eridiff.images.sources import READ_FLAGS, Source, read_source
 
 LAYOUT = "eridiff image shard 1"
@@ -104,16 +104,28 @@ def write_shard(path: Path, shard: Shard) -> int:
     """Writes a shard's bytes to `path`; returns how many.
 
     Raises:
-        OSError: the disk is full, or a user's file cannot be read.
-        DataError: a user's file changed since it was scanned.
+        OSError: the disk is full.
+        DataError: a user's file changed since it was scanned, or is gone.
     """
     written = 0
     with path.open("wb") as file:
         for header, size, content in _members(shard):
-            data = content if isinstance(content, bytes) else read_source(content)
+            data = content if isinstance(content, bytes) else _bytes_of(content)
             written += file.write(b"".join((header, data, bytes(_padded(size) - size))))
         written += file.write(bytes(2 * _BLOCK))
     return written
+
+
+def _bytes_of(source: Source) -> bytes:
+    try:
+        return read_source(source)
+    except OSError as error:
+        raise DataError(
+            "An image can no longer be read.",
+            where=source.name,
+            found=error.strerror or str(error),
+            fix="run the same command again: it looks at the files anew",
+        ) from error
 
 
 def _members(shard: Shard) -> Iterator[tuple[bytes, int, bytes | Source]]:

@@ -81,6 +81,13 @@ def test_long_sides_and_bad_files_are_reasons(verdict, photo):
     assert raised.value.reason == "the file is empty"
 
 
+def test_hopelessly_narrow_images_are_left_out(verdict, photo):
+    assert verdict(photo(width=390, height=10)).placement.bucket_width == 256
+    with pytest.raises(UnusableImage) as raised:
+        verdict(photo(width=500, height=10))
+    assert raised.value.reason == "500 x 10 px is too narrow: 92% of it would be cropped away"
+
+
 def test_the_split_is_a_pure_function_of_the_content():
     contents = [hashlib.sha256(bytes([a, b])).hexdigest() for a in range(16) for b in range(250)]
     held = {content for content in contents if split_of(content, 0.1) == "holdout"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eridiff.errors import StoreError
+from eridiff.errors import DataError, StoreError
 from eridiff.images.shards import ShardImage, plan_shards, read_images, write_shard
 from eridiff.images.sources import whole_file
 
@@ -108,6 +108,14 @@ def test_golden_bytes(images, tmp_path):
         hashlib.sha256((tmp_path / "golden.tar").read_bytes()).hexdigest()
         == "2b82d8f23d93bfb1f29461de1537467b97c85c8d7b4214d7ee6d43e42811222f"
     )
+
+
+def test_a_file_that_is_gone_is_an_error_with_its_name(images, tmp_path):
+    (shard,) = plan_shards(images(1), shard_images=8)
+    Path(shard.images[0].source.path).unlink()
+    with pytest.raises(DataError, match="no longer") as raised:
+        write_shard(tmp_path / "x.tar", shard)
+    assert "0.jpg" in str(raised.value)
 
 
 def test_tar_programs_and_equal_images_with_two_captions(images, tmp_path):

@@ -212,6 +212,7 @@ def test_a_removed_image_costs_no_reading(recipe: Recipe, images: Path, reads: l
     ingest.run(recipe)
     reads.clear()
     (images / "00.jpg").unlink()
+    assert ingest.plan(recipe).details["removed"] == 1
     report = ingest.run(recipe)
     assert (report.done, report.reused, reads) == (0, 23, [])
     assert len(current_snapshot(recipe).samples) == 23
