@@ -44,8 +44,8 @@ class Plan:
 
     Attributes:
         families: those whose base is made.
-        out: finished folders, archives and sheets.
-        work: scenes, latents and autoencoders on the way.
+        out: an archive and a sheet a family, and the autoencoders' sheets.
+        work: scenes, latents, autoencoders and the bases as folders.
         scenes: number of plain scenes.
         batch: scenes in a denoiser's step.
         vae_batch: scenes in an autoencoder's step.
@@ -147,7 +147,7 @@ def make_base(plan: Plan, name: str) -> None:
     from eridiff.demo.sheet import base_of
     from eridiff.demo.vae_training import Pace
 
-    family, folder, device = families.get(name, OPTIONS[name]), plan.out / name, torch.device(plan.device)
+    family, folder, device = families.get(name, OPTIONS[name]), plan.work / name, torch.device(plan.device)
     save_frozen_parts(name, folder, seed=plan.seed, size=_size(plan), dtype=torch.float16)
     wait_for(plan.plain.folder / "captions.json", plan.at(1))
     encoders = family.load_text_encoders(base_of(family, folder), device=device, dtype=torch.float32)
@@ -198,7 +198,7 @@ def _write_base(plan: Plan, name: str, family: Any, denoiser: Any, vae_folder: P
     from eridiff.demo.sheet import sample_sheet
     from eridiff.demo.vae_training import fold_to_family
 
-    folder = plan.out / name
+    folder = plan.work / name
     vae = build_vae(name, _size(plan))
     vae.load_state_dict(AutoencoderKL.from_pretrained(vae_folder).state_dict())
     fold_to_family(vae, scale=family.latent.scale, shift=family.latent.shift)
@@ -281,8 +281,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eridiff.demo.pretrain", description=__doc__)
     parser.add_argument("--family", choices=(*FAMILIES, "all"), default="all")
-    parser.add_argument("--out", type=Path, required=True, help="folder for bases, archives and sheets")
-    parser.add_argument("--work", type=Path, help="folder for scenes and latents (default: OUT/work)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for archives and sheets")
+    parser.add_argument("--work", type=Path, help="folder for all else (default: OUT/work)")
     parser.add_argument("--minutes", type=float, default=9, help="time in all")
     parser.add_argument("--scenes", type=int, default=80_000, help="plain scenes to draw")
     parser.add_argument("--batch", type=int, default=256, help="scenes in a denoiser's step")

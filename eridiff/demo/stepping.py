@@ -37,11 +37,12 @@ class TrainingStep:
         capture: bool,
     ) -> None:
         self._loss, self._average = loss, average
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._weights: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
         device = self._weights[0].device
         self._lr = torch.zeros((), device=device)
+        on_gpu = device.type == "cuda"
         self._optimizer = torch.optim.AdamW(
-            self._weights, lr=self._lr, betas=betas, weight_decay=0.01, capturable=device.type == "cuda"
+            self._weights, lr=self._lr, betas=betas, weight_decay=0.01, capturable=on_gpu, fused=on_gpu
         )
         self._averages = [weight.detach().clone() for weight in self._weights]
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -58,6 +59,7 @@ class TrainingStep:
             self._graph.replay()
         return self._value
 
+    @torch.no_grad()
     def reset(self) -> None:
         """Forget the optimizer's moments and restart the average from the weights of now."""
         for state in self._optimizer.state.values():
