@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import torch
 from PIL import Image, PngImagePlugin
-from torch import Tensor
+from torch import Tensor, nn
 
+from eridiff.encoding.wanted import EMPTY_PROMPT
+from eridiff.errors import ModelError
 from eridiff.evaluation.pictures import Picture, Settings
 from eridiff.families.base import ModelFamily, Prompts, SampleRequest
 from eridiff.store.files import atomic_path
-from eridiff.training.cached import EMPTY_PROMPT, Cached
+from eridiff.training.cached import Cached
 
 _ADAPTER = "lora"
 
@@ -36,15 +39,48 @@ def attached(pipeline: Any, tensors: Mapping[str, Tensor]) -> Iterator[AttachedL
 
     Args:
         pipeline: a pipeline of diffusers.
-        tensors: what `load_lora_weights` takes.
+        tensors: two factors a layer, as `load_lora_weights` takes them.
+
+    Raises:
+        ModelError: the pipeline does not take all of them.
     """
-    pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
-    lora = AttachedLora(pipeline)
-    lora.set_strength(1.0)
+    with _without_talk_of_text_encoders():
+        pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
     try:
+        _refuse_partly_loaded(pipeline, tensors)
+        lora = AttachedLora(pipeline)
+        lora.set_strength(1.0)
         yield lora
     finally:
         pipeline.unload_lora_weights()
+
+
+def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Diffusers only warns of layers that it does not know."""
+    models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    found = sum(_ADAPTER in getattr(module, "lora_A", {}) for model in models for module in model.modules())
+    if 2 * found != len(tensors):
+        raise ModelError(
+            "The pipeline does not take every layer of the LoRA.",
+            found=f"{found} layers",
+            wanted=f"{len(tensors) // 2} layers",
+            fix="is it a LoRA of this base?",
+        )
+
+
+@contextmanager
+def _without_talk_of_text_encoders() -> Iterator[None]:
+    """Diffusers says of each text encoder that is not there that it gets no LoRA: as it should be."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "associated to NoneType" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def sample(

@@ -58,7 +58,9 @@ def draw_sheets(work: Work) -> dict[str, Path]:
 def captions(work: Work, caption: str) -> Captions:
     """The words around a sheet."""
     recipe, shared = work.recipe, work.settings
-    trained = f"LoRA of rank {recipe.network.linear}, {recipe.train.steps} steps, on {shared.base_name}"
+    # Of a path the last part is enough to know it by; a hub id is kept whole.
+    base = Path(shared.base_name).name if Path(shared.base_name).is_absolute() else shared.base_name
+    trained = f"LoRA of rank {recipe.network.linear}, {recipe.train.steps} steps, on {base}"
     strength = ""
     if caption == CHECKPOINTS:
         strength = strength_label(shown_strength(recipe.sample.strengths))

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from eridiff import families, recipe
+from eridiff.demo.architecture import save_random_base
+from eridiff.encoding.spaces import base_of, family_of
+from eridiff.errors import Interrupted, RecipeError, StoreError
+from eridiff.lora import export
+from eridiff.lora.inject import inject, lora_state
+from eridiff.recipe import Recipe
+from eridiff.store.runs import Run
+from eridiff.training.inputs import inputs_of
+from stages import evaluate, ingest, pipeline, precompute
+from stages.dataset import current_snapshot
+from stages.stage import StagePlan, StageReport
+
+ROOT = Path(__file__).parents[2]
+ALL = 4 * 3 + 3 * 4 * 2 + 1
+"""Images of three LoRAs and strengths, losses of three subjects at eight points, and the page."""
+COLOURS = ("red", "green", "blue", "gold")
+
+
+def redness(image: Image.Image) -> float:
+    """Mean of the red channel, 0 to 1."""
+    return image.resize((1, 1)).getpixel((0, 0))[0] / 255
+
+
+def draw_images(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(6):
+        image = Image.new("RGB", (96, 96 if number % 2 else 64), COLOURS[number % 4])
+        ImageDraw.Draw(image).ellipse((8 + 4 * number, 8, 60, 50), fill="white")
+        image.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a white ellipse on {COLOURS[number % 4]}")
+
+
+def write_recipe(folder: Path, family: str, **sections: dict[str, Any]) -> Path:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "trigger_word": "in flat style",
+        "model": {"family": family, "base": str(folder / "base")},
+        "datasets": [{"folder_path": str(folder / "images"), "resolution": 64}],
+        "ingest": {"holdout": 0.5, "bucket_step": 16},
+        "network": {"linear": 2, "linear_alpha": 1},
+        "train": {"steps": 20, "dtype": "fp32"},
+        "sample": {
+            "prompts": ["a red circle, [trigger]", "two stars"],
+            "width": 64,
+            "height": 64,
+            "seeds": [1, 2],
+            "sample_steps": 2,
+            "strengths": [0, 1],
+            "checkpoints": "all",
+            "metric": "tests.stages.test_evaluate:redness",
+        },
+        "validation": {"timesteps": 2},
+        "storage": {"data": str(folder / "data"), "runs": str(folder / "runs")},
+        "device": "cpu",
+    }
+    for name, changes in sections.items():
+        settings[name] = settings[name] | changes
+    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@dataclass(frozen=True)
+class World:
+    """A recipe that was run up to the end of its training, in a folder of its own for runs."""
+
+    folder: Path
+    family: str
+    runs: Path
+    planned: StagePlan
+    report: StageReport
+
+    def recipe_file(self, **sections: dict[str, Any]) -> Path:
+        return write_recipe(self.folder, self.family, **{"storage": {"runs": str(self.runs)}, **sections})
+
+    def recipe(self, **sections: dict[str, Any]) -> Recipe:
+        return pipeline.load_recipe(self.recipe_file(**sections))
+
+    @property
+    def evaluation(self) -> Path:
+        (found,) = (path for path in (self.runs / "tiny").iterdir() if path.is_dir())
+        return found / "evaluation"
+
+    def files(self) -> dict[str, bytes]:
+        found = (path for path in self.evaluation.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.evaluation)): path.read_bytes() for path in found}
+
+
+def pretend_training(chosen: Recipe) -> Run:
+    """A finished run whose LoRA files were drawn instead of trained."""
+    run = inputs_of(chosen, current_snapshot(chosen)).run
+    family = family_of(chosen)
+    denoiser = family.load_denoiser(base_of(chosen), device=torch.device("cpu"), dtype=torch.float32)
+    injected = inject(denoiser, chosen.network, family, seed=1)
+    for step in (10, 20):
+        generator = torch.Generator().manual_seed(step)
+        for name, parameter in lora_state(denoiser).items():
+            if "lora_B" in name:
+                parameter.data.normal_(generator=generator)
+        lora = injected.lora({name: p.detach().clone() for name, p in lora_state(denoiser).items()})
+        state = export.tensors(
+            lora, family, file_format=export.resolve_format("auto", family), dtype=torch.float32
+        )
+        export.write(run.lora_file(None if step == 20 else step), state, export.structure_metadata(lora))
+    rows = [{"step": step, "loss": 1 / step, "ms_per_step": 50.0} for step in range(2, 21, 2)]
+    run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run.environment.write_text(json.dumps({"eridiff": "0.1.0", "versions": {"torch": "2"}}))
+    run.recipe.write_text(recipe.dump(chosen))
+    run.seal({})
+    run.make_latest()
+    return run
+
+
+def prepare(folder: Path, family: str) -> World:
+    """A world whose run was evaluated while its text encoders were away."""
+    save_random_base(family, folder / "base")
+    draw_images(folder / "images")
+    chosen = pipeline.load_recipe(write_recipe(folder, family))
+    ingest.run(chosen)
+    precompute.run(chosen)
+    pretend_training(chosen)
+    encoders = list((folder / "base").glob("text_encoder*"))
+    assert encoders
+    for path in encoders:
+        path.rename(folder / path.name)
+    planned, report = evaluate.plan(chosen), evaluate.run(chosen)
+    for path in encoders:
+        (folder / path.name).rename(path)
+    return World(folder, family, folder / "runs", planned, report)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    return cache(lambda family: prepare(tmp_path_factory.mktemp(family), family))
+
+
+@pytest.fixture(params=families.names())
+def any_world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> World:
+    """One of each family, to look at only."""
+    return worlds(request.param)
+
+
+@pytest.fixture
+def world(worlds: Callable[[str], World], tmp_path: Path) -> World:
+    """One to do with as a test likes."""
+    return copied(worlds(families.names()[1]), tmp_path)
+
+
+def copied(world: World, folder: Path) -> World:
+    shutil.copytree(world.runs, folder / "runs")
+    return replace(world, runs=folder / "runs")
+
+
+def test_everything_is_made_once_and_without_text_encoders(any_world: World) -> None:
+    planned, report = any_world.planned, any_world.report
+    assert (planned.done, planned.missing) == (0, ALL)
+    assert (report.done, report.reused) == (ALL, 0)
+    assert report.bytes_written > 0
+    assert evaluate.plan(any_world.recipe()).complete
+    before = {path: path.stat().st_mtime_ns for path in any_world.evaluation.rglob("*")}
+    again = evaluate.run(any_world.recipe())
+    assert (again.done, again.reused, again.bytes_written) == (0, ALL, 0)
+    assert again.outputs == report.outputs
+    assert {path: path.stat().st_mtime_ns for path in any_world.evaluation.rglob("*")} == before
+
+
+def test_outputs_name_what_people_look_for(any_world: World) -> None:
+    outputs = any_world.report.outputs
+    for name in ("grid", "checkpoint grid", "report", "lora"):
+        assert Path(outputs[name]).is_file()
+    assert outputs["lora"].endswith("lora/tiny.safetensors")
+    assert "before" in outputs["hold-out loss"]
+    assert outputs["score"].startswith("base: 0.")
+    html = Path(outputs["report"]).read_text()
+    for words in ("Hold-out", "Scores", "Buckets", "Provenance", "tiny-000010.safetensors", "a red circle"):
+        assert words in html
+
+
+def test_images_differ_by_lora_and_carry_their_words(any_world: World) -> None:
+    found: dict[tuple[str, str, str], bytes] = {}
+    for path in (any_world.evaluation / "images").iterdir():
+        with Image.open(path) as image:
+            words = image.text  # pyright: ignore[reportAttributeAccessIssue]
+            found[words["prompt"], words["seed"], words["checkpoint"]] = image.tobytes()
+            assert image.size == (64, 64)
+            assert words["strength"] == ("0" if words["checkpoint"] == "base" else "1")
+    prompts, checkpoints = ("a red circle, in flat style", "two stars"), ("base", "step 10", "step 20")
+    assert set(found) == {(p, seed, c) for p in prompts for seed in "12" for c in checkpoints}
+    assert len(set(found.values())) == len(found)
+
+
+def test_losses_are_kept_by_subject_with_their_points(any_world: World) -> None:
+    kept = json.loads((any_world.evaluation / "validation.json").read_text())
+    assert kept["grid"]["times"] == [0.25, 0.75]
+    assert len(kept["grid"]["images"]) == 4
+    labels = {entry["label"]: entry for entry in kept["subjects"].values()}
+    assert set(labels) == {"base", "step 10", "step 20"}
+    assert all(len(e["values"]) == 4 and len(e["by_time"]) == 2 for e in labels.values())
+    assert len({entry["mean"] for entry in labels.values()}) == 3
+
+
+def test_a_new_prompt_costs_its_own_images(world: World) -> None:
+    kept = {path: path.stat().st_mtime_ns for path in (world.evaluation / "images").iterdir()}
+    more = world.recipe(sample={"prompts": ["a red circle, [trigger]", "two stars", "a green square"]})
+    precompute.run(more, half="text")
+    assert evaluate.plan(more).missing == 2 * 3 + 1
+    evaluate.run(more)
+    now = {path: path.stat().st_mtime_ns for path in (world.evaluation / "images").iterdir()}
+    assert len(now) == len(kept) + 6
+    assert kept.items() <= now.items()
+
+
+def test_a_damaged_page_is_made_again_from_what_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate.run(world.recipe())
+    whole = world.files()
+    (world.evaluation / "grid.png").unlink()
+    (world.evaluation / "shown.json").write_text("{")
+    monkeypatch.setattr(evaluate, "_make", lambda *_: pytest.fail("the models were loaded"))
+    assert evaluate.run(world.recipe()).done == 1
+    assert world.files() == whole
+
+
+class StopAfter:
+    """A flag that is true once it was asked `count` times."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, stopped = world, copied(world, tmp_path / "stopped")
+    shutil.rmtree(stopped.evaluation)
+    chosen = stopped.recipe()
+    for count in (2, 4):
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluate, "stopping", lambda count=count: nullcontext(StopAfter(count)))
+            with pytest.raises(Interrupted):
+                evaluate.run(chosen)
+    assert not (stopped.evaluation / "shown.json").exists()
+    report = evaluate.run(chosen)
+    assert report.done < ALL
+    images = {name: data for name, data in straight.files().items() if name.startswith("images")}
+    assert {name: data for name, data in stopped.files().items() if name.startswith("images")} == images
+    for name in ("validation.json", "scores.json", "grid.png", "checkpoints.png"):
+        assert stopped.files()[name] == straight.files()[name]
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_leaves_nothing_half_written(world: World, tmp_path: Path) -> None:
+    straight, killed = world, copied(world, tmp_path / "killed")
+    shutil.rmtree(killed.evaluation)
+    command = [sys.executable, "-m", "stages.evaluate", str(killed.recipe_file())]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(killed.evaluation.glob("images/*.png")):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    evaluate.run(killed.recipe())
+    made = {name: data for name, data in killed.files().items() if not Path(name).name.startswith(".")}
+    images = {name: data for name, data in straight.files().items() if name.startswith("images")}
+    assert images.items() <= made.items()
+    assert made["validation.json"] == straight.files()["validation.json"]
+
+
+def test_a_finished_evaluation_loads_no_tensor_library(any_world: World) -> None:
+    check = (
+        "import sys; from pathlib import Path; from stages import evaluate, pipeline\n"
+        "chosen = pipeline.load_recipe(Path(sys.argv[1]))\n"
+        "assert evaluate.plan(chosen).complete and not evaluate.run(chosen).done\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", check, str(any_world.recipe_file())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_prompts_hold_out_and_metric_there_is_still_a_page(world: World) -> None:
+    chosen = world.recipe(sample={"prompts": [], "metric": None}, validation={"images": 0})
+    report = evaluate.run(chosen)
+    assert report.done == 1
+    assert set(report.outputs) == {"report", "lora"}
+    assert evaluate.plan(chosen).complete
+
+
+def test_only_the_last_checkpoint_is_sampled_unless_all_are_asked_for(world: World) -> None:
+    shutil.rmtree(world.evaluation / "images")
+    report = evaluate.run(world.recipe(sample={"checkpoints": "last"}))
+    assert len(list((world.evaluation / "images").iterdir())) == 4 * 2
+    assert "checkpoint grid" not in report.outputs
+
+
+def test_without_a_training_there_is_nothing_to_evaluate(world: World, tmp_path: Path) -> None:
+    untrained = replace(world, runs=tmp_path / "elsewhere").recipe()
+    assert evaluate.plan(untrained).details == {"not yet": "There is no finished training to evaluate."}
+    assert not evaluate.plan(untrained).complete
+    with pytest.raises(StoreError, match="no finished training"):
+        evaluate.run(untrained)
+
+
+def test_a_prompt_without_embedding_says_to_precompute(world: World) -> None:
+    chosen = world.recipe(sample={"prompts": ["never embedded"]})
+    with pytest.raises(StoreError, match="missing"):
+        evaluate.run(chosen)
+
+
+def test_a_metric_that_is_none_is_a_bad_recipe_before_anything_is_loaded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_make", lambda *_: pytest.fail("the models were loaded"))
+    with pytest.raises(RecipeError):
+        evaluate.run(world.recipe(sample={"metric": "no.such.module:f"}))
