@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from eridiff.demo.architecture import LAYOUTS, save_random_base
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"  # Euler's set_timesteps
+    # raised by the Euler scheduler's set_timesteps
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
 
 PROMPT = "a large red circle above a small blue star on a cream background"
