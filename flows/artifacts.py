@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from eridiff.images.bucket_report import bucket_rows
 from eridiff.recipe import Recipe
+from eridiff.registry import Registry
 from eridiff.store.snapshots import Snapshot
 from flows.curve import loss_curve
 from stages.dataset import current_snapshot
@@ -51,6 +52,26 @@ def show_results(recipe: Recipe, reports: Reports) -> None:
     outputs = {name: path for report in reports.values() for name, path in report["outputs"].items()}
     lines = [f"- **{name}**: `{value}`" for name, value in outputs.items()]
     create_markdown_artifact("\n".join(["# Results", "", *lines]), key=f"{key}-results")
+
+
+def show_verdict(recipe: Recipe, outputs: Mapping[str, str]) -> None:
+    """Puts what was decided, the history of the name, and champion beside challenger on the page."""
+    key = artifact_key(recipe.name)
+    history = Registry(recipe.storage.registry, recipe.name).history()
+    rows = [
+        {
+            "version": version.number,
+            "decision": version.verdict.decision,
+            "champion": "now" if history.champion == version else "",
+            "loss": version.verdict.loss,
+            "rival": version.verdict.rival_loss,
+            "dataset": version.verdict.snapshot[:12],
+            "judged": version.at,
+        }
+        for version in reversed(history.versions[-SHOWN_ROWS:])
+    ]
+    create_table_artifact(rows, key=f"{key}-registry", description=outputs["verdict"])
+    _show_grid(key, outputs)
 
 
 def artifact_key(name: str) -> str:

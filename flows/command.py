@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import Flow
+from prefect.settings import (
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
 
 from eridiff.errors import EridiffError
 from eridiff.recipe import Recipe
 from stages import pipeline
 from stages.cli import log_to_terminal
 from stages.stage import console
+
+STARTUP_S = 120
+"""How long Prefect's throwaway server, used where no other runs, may take to start on a busy machine."""
 
 
 def run_flow_here(flow: Flow[..., Any], summary: str, arguments: Sequence[str] | None = None) -> None:
@@ -26,12 +35,23 @@ def run_flow_here(flow: Flow[..., Any], summary: str, arguments: Sequence[str] |
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key")
     chosen = parser.parse_args(arguments)
     log_to_terminal()
+    # Prefect hands SIGTERM on once the run's end is told, and only an orderly exit ends its server.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         recipe = pipeline.load_recipe(Path(chosen.recipe), chosen.set)
-        flow(config=chosen.recipe, overrides=nested(recipe, [text.partition("=")[0] for text in chosen.set]))
+        keys = [text.partition("=")[0] for text in chosen.set]
+        with temporary_settings(
+            {
+                PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: STARTUP_S,
+                PREFECT_SERVER_ANALYTICS_ENABLED: False,
+            }
+        ):
+            found = flow(config=chosen.recipe, overrides=nested(recipe, keys))
     except EridiffError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None
+    for name, value in found.items():
+        console.print(f"[bold]{name}[/]: {value}", highlight=False, soft_wrap=True)
 
 
 def nested(recipe: Recipe, keys: Sequence[str]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def smaller_batches(stage: str, recipe: Recipe) -> dict[str, int]:
         "sample.batch_size": recipe.sample.batch_size,
         "validation.batch_size": recipe.validation.batch_size,
     }
-    sections = {"precompute": ("precompute",), "evaluate": ("sample", "validation")}[stage]
+    sections = ("precompute",) if stage == "precompute" else ("sample", "validation")
     return {key: size // 2 for key, size in sizes.items() if size > 1 and key.split(".")[0] in sections}
 
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 from prefect import Task, flow
 from pydantic import Field
 
-from flows import artifacts, tasks
+from eridiff.errors import DataError
+from eridiff.recipe import Recipe
+from flows import artifacts, events, tasks
 from flows.fan_out import Workers, each_part
 from flows.logs import stage_logs
 from flows.overrides import NO_OVERRIDES, RecipeOverrides, as_settings
-from flows.stopping import orderly_stop
+from flows.stopping import orderly
 from stages import pipeline
+from stages.dataset import current_snapshot
 
 Parts = Annotated[int, Field(ge=1)]
 TimeLimit = Annotated[float, Field(gt=0)] | None
@@ -21,14 +24,16 @@ TimeLimit = Annotated[float, Field(gt=0)] | None
 
 @flow(name="ingest")
 def ingest(config: str, overrides: RecipeOverrides = NO_OVERRIDES, time_limit_s: TimeLimit = None) -> Any:
-    """Images and captions into shards and a snapshot.
+    """Images and captions into shards and a snapshot; another snapshot than before is told as an event.
 
     Args:
         config: path of the recipe, seen from the project's folder.
         overrides: recipe sections and keys to change.
         time_limit_s: seconds after which the run saves what it has and stops.
     """
-    return _whole(tasks.ingest, "ingest", config, overrides, time_limit_s)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(lambda: _ingest_and_tell(config, settings), time_limit_s=time_limit_s)
 
 
 @flow(name="precompute-latents")
@@ -50,8 +55,12 @@ def precompute_latents(
         workers: where parts run: one after the other in this process, or in parallel.
         time_limit_s: seconds after which the run saves what it has and stops.
     """
-    with stage_logs(), orderly_stop(time_limit_s):
-        return _half(tasks.precompute_latents, config, as_settings(overrides), parts, only, workers)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(
+            lambda: _half(tasks.precompute_latents, config, settings, parts, only, workers),
+            time_limit_s=time_limit_s,
+        )
 
 
 @flow(name="precompute-text")
@@ -64,8 +73,12 @@ def precompute_text(
     time_limit_s: TimeLimit = None,
 ) -> Any:
     """Prompt embeddings, each distinct caption once; the arguments are those of the latents."""
-    with stage_logs(), orderly_stop(time_limit_s):
-        return _half(tasks.precompute_text, config, as_settings(overrides), parts, only, workers)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(
+            lambda: _half(tasks.precompute_text, config, settings, parts, only, workers),
+            time_limit_s=time_limit_s,
+        )
 
 
 @flow(name="train")
@@ -77,7 +90,9 @@ def train(config: str, overrides: RecipeOverrides = NO_OVERRIDES, time_limit_s: 
         overrides: recipe sections and keys to change.
         time_limit_s: seconds after which the run saves a checkpoint and stops.
     """
-    return _whole(tasks.train, "train", config, overrides, time_limit_s)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(lambda: _whole(tasks.train, config, settings), time_limit_s=time_limit_s)
 
 
 @flow(name="evaluate")
@@ -89,22 +104,35 @@ def evaluate(config: str, overrides: RecipeOverrides = NO_OVERRIDES, time_limit_
         overrides: recipe sections and keys to change.
         time_limit_s: seconds after which the run saves what it has and stops.
     """
-    return _whole(tasks.evaluate, "evaluate", config, overrides, time_limit_s)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(lambda: _whole(tasks.evaluate, config, settings), time_limit_s=time_limit_s)
+
+
+def _ingest_and_tell(config: str, settings: tasks.Settings) -> dict[str, str]:
+    recipe = pipeline.load_recipe(Path(config), settings)
+    before = _snapshot_id(recipe)
+    outputs = _whole(tasks.ingest, config, settings)
+    after = current_snapshot(recipe).id
+    if after != before:
+        events.dataset_changed(recipe, config, before=before, after=after)
+    return outputs
+
+
+def _snapshot_id(recipe: Recipe) -> str | None:
+    try:
+        return current_snapshot(recipe).id
+    except DataError:  # nothing was ingested yet
+        return None
 
 
 def _whole(
-    stage: Task[[str, tasks.Settings], tasks.Report],
-    name: str,
-    config: str,
-    overrides: RecipeOverrides,
-    time_limit_s: float | None,
+    stage: Task[[str, tasks.Settings], tasks.Report], config: str, settings: tasks.Settings
 ) -> dict[str, str]:
-    with stage_logs(), orderly_stop(time_limit_s):
-        settings = as_settings(overrides)
-        report = stage(config, settings)
-        recipe = pipeline.load_recipe(Path(config), report.get("settings", settings))
-        artifacts.show_stage(name, recipe, {name: report})
-        return dict(report["outputs"])
+    report = stage(config, settings)
+    recipe = pipeline.load_recipe(Path(config), report.get("settings", settings))
+    artifacts.show_stage(stage.name, recipe, {stage.name: report})
+    return dict(report["outputs"])
 
 
 def _half(

@@ -77,6 +77,12 @@ def evaluate(config: str, settings: Settings) -> Report:
     return _on_device("evaluate", config, settings, lambda recipe: pipeline.run_stage("evaluate", recipe))
 
 
+@stage_task("publish", tags=("gpu",))
+def publish(config: str, settings: Settings) -> Report:
+    """The verdict on the LoRA against the champion; the better one is served."""
+    return _on_device("publish", config, settings, lambda recipe: pipeline.run_stage("publish", recipe))
+
+
 def _on_device(stage: str, config: str, settings: Settings, run: Callable[[Recipe], StageReport]) -> Report:
     """The report of a stage that may need a GPU, and under `settings` those that it was run with."""
     with stage_logs(), gpu_turn():

@@ -21,7 +21,7 @@ from flows.command import run_flow_here
 from flows.fan_out import Workers, each_part
 from flows.logs import stage_logs
 from flows.overrides import NO_OVERRIDES, RecipeOverrides, as_settings
-from flows.stopping import orderly_stop
+from flows.stopping import orderly
 from stages import pipeline
 
 
@@ -43,19 +43,22 @@ def train_lora(
         time_limit_s: seconds after which the run saves what it has and stops.
 
     Returns:
-        Where the outputs of the stages lie, by stage.
+        What was made and found, by name: paths of grid, LoRA and report, losses in words.
 
     Raises:
         EridiffError: the recipe, the data, the store or the model is at fault.
         TimeoutError: the time limit was reached.
     """
-    with stage_logs(), orderly_stop(time_limit_s):
-        return run_stages(config, as_settings(overrides), parts=parts, workers=workers)
+    settings = as_settings(overrides)
+    with stage_logs():
+        return orderly(
+            lambda: run_stages(config, settings, parts=parts, workers=workers), time_limit_s=time_limit_s
+        )
 
 
 def run_stages(
     config: str, settings: dict[str, Any], *, parts: int = 1, workers: Workers = "here"
-) -> dict[str, Any] | State[Any]:
+) -> dict[str, str] | State[dict[str, str]]:
     """The stages of a recipe in order, inside a flow; a finished one costs a look."""
     recipe = pipeline.load_recipe(Path(config), settings)
     reports: dict[str, tasks.Report] = {}
@@ -76,9 +79,10 @@ def run_stages(
         artifacts.show_stage(name, recipe, reports)
     if not reports:
         get_run_logger().info("Nothing to do: every stage of %s is finished.", config)
-        return Completed(message="Nothing to do: every stage is finished.", data={})
+        found = pipeline.recorded(recipe, pipeline.NAMES[-1]).get("outputs", {})
+        return Completed(message="Nothing to do: every stage is finished.", data=found)
     artifacts.show_results(recipe, reports)
-    return {name: dict(report["outputs"]) for name, report in reports.items()}
+    return {name: value for report in reports.values() for name, value in report["outputs"].items()}
 
 
 if __name__ == "__main__":
