@@ -42,9 +42,13 @@ class Adapter:
 
     def folded(self) -> Adapter:
         """The same change with its scale inside `up`, so that alpha is the rank."""
-        if self.alpha == self.rank:
+        return self.with_alpha(float(self.rank))
+
+    def with_alpha(self, alpha: float) -> Adapter:
+        """The same change with another alpha, the ratio of the two inside `up`."""
+        if alpha == self.alpha:
             return self
-        return replace(self, up=(self.up.float() * self.scale).to(self.up.dtype), alpha=float(self.rank))
+        return replace(self, up=(self.up.float() * (self.alpha / alpha)).to(self.up.dtype), alpha=alpha)
 
     def to(self, dtype: torch.dtype) -> Adapter:
         """With factors of another type, in memory of their own on the CPU."""

@@ -39,9 +39,10 @@ class Injected:
 
     def lora(self, state: Mapping[str, Tensor]) -> Lora:
         """The LoRA of trained parameters, named as by `lora_state`."""
+        factors = {name: value.detach() for name, value in state.items()}
         layers = {
             f"{self.component}.{target.name}": Adapter(
-                state[f"{target.name}.lora_A.weight"], state[f"{target.name}.lora_B.weight"], target.alpha
+                factors[f"{target.name}.lora_A.weight"], factors[f"{target.name}.lora_B.weight"], target.alpha
             )
             for target in self.targets
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from eridiff.families.checkpoints.keys import Link, Structure
@@ -33,7 +34,11 @@ def named(
     """
     if file_format == "diffusers":
         return {name: adapter.folded() for name, adapter in layers.items()}
-    return dict(_kohya(layers, layout, structure))
+    found = dict(_kohya(layers, layout, structure))
+    if not layout.lora.uniform_alpha or not found:
+        return found
+    (alpha, _), *_ = Counter(adapter.alpha for adapter in found.values()).most_common(1)
+    return {name: adapter.with_alpha(alpha) for name, adapter in found.items()}
 
 
 def _kohya(

@@ -133,5 +133,8 @@ LORA = LoraNames(
     default="kohya",
     structure=lora_structure,
     metadata=lora_metadata,
+    readers={"kohya": ("comfyui", "diffusers"), "diffusers": ("comfyui", "diffusers")},
+    comfy_prefixes=("transformer.", "lora_transformer_", "lycoris_"),
+    kohya_widths=frozenset({3072}),  # diffusers' reader has the sizes of the published model in it
     text_encoders={"text_encoder": "lora_te1"},
 )

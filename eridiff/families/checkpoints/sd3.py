@@ -141,5 +141,8 @@ LORA = LoraNames(
     default="diffusers",
     structure=lora_structure,
     metadata=lora_metadata,
+    # diffusers has no reader for kohya's SD3: it loads nothing of such a file, with a warning.
+    readers={"kohya": ("comfyui",), "diffusers": ("comfyui", "diffusers")},
+    comfy_prefixes=("transformer.", "base_model.model.", "lora_transformer_", "lycoris_"),
     text_encoders={"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
 )

@@ -167,6 +167,11 @@ LORA = LoraNames(
     default="kohya",
     structure=lora_structure,
     metadata=lora_metadata,
+    # ComfyUI knows SDXL's modules under diffusers' names only where those are written kohya's way.
+    readers={"kohya": ("comfyui", "diffusers"), "diffusers": ("diffusers",)},
+    comfy_prefixes=("lora_unet_", "lycoris_"),
+    # diffusers' reader of SDXL's kohya files drops alphas of attentions other than the commonest one.
+    uniform_alpha=True,
     text_encoders={"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     convolutions=(
         r".*\.resnets\.\d+\.(conv1|conv2|conv_shortcut)",

@@ -1,0 +1,218 @@
+"""The export gate: a LoRA file is published only if what programs load from it is what was trained."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.errors import ModelError
+from eridiff.families.checkpoints.loranames import Format, Reader
+from eridiff.families.checkpoints.tensorfile import mapped, read_header
+from eridiff.lora import comfy
+from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.export import structure_metadata, write_lora
+from eridiff.lora.inject import Injected, lora_state
+from eridiff.lora.names import within
+from eridiff.lora.read import read_lora
+
+if TYPE_CHECKING:
+    from eridiff.families.base import ModelFamily
+
+_ADAPTER = "gate"
+_COMPUTED = 1e-6
+"""Relative error of float32 arithmetic that readers may make."""
+
+
+def verify(
+    path: Path, trained: Lora, denoiser: nn.Module, family: ModelFamily, *, file_format: Format
+) -> tuple[Reader, ...]:
+    """Check a LoRA file against the parameters that it was made of.
+
+    It is read by our own reader, by a model of ComfyUI's rules, and by diffusers' `load_lora_weights` into a
+    denoiser without weights. Each must find every layer, with the same change up to rounding in the file's
+    type.
+
+    Args:
+        path: the file.
+        trained: the float32 adapters.
+        denoiser: the denoiser that was trained; only its class and configuration matter.
+        family: has the names.
+        file_format: names of the file.
+
+    Returns:
+        The programs that were found to load it whole.
+
+    Raises:
+        ModelError: the file is damaged, or a reader misses a layer or changes it in another way.
+    """
+    state = _stored(path)
+    dtype = next(value.dtype for value in state.values() if value.ndim)
+    read = read_lora(path, family, structure=trained.structure)
+    _compare(path, "eridiff", trained.layers, read.layers, dtype)
+    wanted = within(trained.layers, family.checkpoint.denoiser)
+    readers = _readers(trained, family, file_format)
+    for reader in readers:
+        if reader == "comfyui":
+            found = _by_comfy(path, state, trained, family)
+        else:
+            found = _by_diffusers(state, denoiser, family)
+        _compare(path, reader, wanted, found, dtype)
+    return readers
+
+
+def rehearse(
+    injected: Injected, denoiser: nn.Module, family: ModelFamily, *, file_format: Format
+) -> tuple[Reader, ...]:
+    """Check before training that programs will load what is going to be trained.
+
+    Args:
+        injected: what is in the denoiser.
+        denoiser: the denoiser.
+        family: has the names.
+        file_format: names of the file to come.
+
+    Returns:
+        The programs that will load it whole.
+
+    Raises:
+        ModelError: one of them would miss a layer or change it in another way.
+    """
+    state = {name: value.detach().cpu() for name, value in lora_state(denoiser).items()}
+    random = torch.Generator().manual_seed(0)
+    state |= {
+        name: torch.randn(value.shape, generator=random)
+        for name, value in state.items()
+        if name.endswith(".lora_B.weight")
+    }
+    lora = injected.lora(state)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rehearsal.safetensors"
+        metadata = structure_metadata(lora)
+        write_lora(path, lora, family, file_format=file_format, dtype=torch.float32, metadata=metadata)
+        return verify(path, lora, denoiser, family, file_format=file_format)
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
+    header = read_header(path)
+    with mapped(header) as tensors:
+        return {key: tensors.view(key).clone() for key in header.tensors}
+
+
+def _readers(trained: Lora, family: ModelFamily, file_format: Format) -> tuple[Reader, ...]:
+    """Those that the format is for. Diffusers' readers of some originals know published sizes only."""
+    names = family.checkpoint.lora
+    widths = {adapter.down.shape[1] for adapter in trained.layers.values()}
+    known = file_format != "kohya" or names.kohya_widths is None or not widths.isdisjoint(names.kohya_widths)
+    return tuple(reader for reader in names.readers[file_format] if reader != "diffusers" or known)
+
+
+def _by_comfy(
+    path: Path, state: Mapping[str, Tensor], trained: Lora, family: ModelFamily
+) -> dict[str, Adapter]:
+    applied, unused = comfy.load(state, family.checkpoint, trained.structure)
+    if unused:
+        raise ModelError(
+            "ComfyUI would not load a part of the LoRA file",
+            where=path,
+            found=f"{len(unused)} of {len(state)}: {', '.join(unused[:4])}",
+        )
+    found: dict[str, Adapter] = {}
+    for loaded in applied:
+        for part, module in enumerate(loaded.spot.link.diffusers):
+            up = comfy.rows(loaded, part)
+            if up is not None and (module in within(trained.layers, family.checkpoint.denoiser) or up.any()):
+                found[module] = Adapter(loaded.down, up, loaded.scale * loaded.down.shape[0])
+    return found
+
+
+def _by_diffusers(
+    state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily
+) -> dict[str, Adapter]:
+    """What `load_lora_weights` puts into a denoiser without weights."""
+    import diffusers
+
+    kind: Any = getattr(diffusers, family.checkpoint.models[family.checkpoint.denoiser].class_name)
+    with torch.device("meta"):
+        bare = _hollow(kind.from_config(denoiser.config))
+    pipeline_kind = getattr(diffusers, family.checkpoint.pipelines[0])
+    needed = [
+        name
+        for name, parameter in inspect.signature(pipeline_kind.__init__).parameters.items()
+        if name != "self" and parameter.default is inspect.Parameter.empty
+    ]
+    pipeline = pipeline_kind(**{**dict.fromkeys(needed), family.checkpoint.denoiser: bare})
+    pipeline.load_lora_weights(dict(state), adapter_name=_ADAPTER)
+    return {name: _attached(module) for name, module in bare.named_modules() if hasattr(module, "lora_A")}
+
+
+def _attached(layer: Any) -> Adapter:
+    """The adapter inside a layer of peft."""
+    return Adapter(
+        layer.lora_A[_ADAPTER].weight.detach(),
+        layer.lora_B[_ADAPTER].weight.detach(),
+        layer.scaling[_ADAPTER] * layer.r[_ADAPTER],
+    )
+
+
+def _hollow(model: nn.Module) -> nn.Module:
+    """A model whose every weight is one stretched zero: no memory, yet on the CPU, as readers expect it."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            zeros = torch.zeros(1, device="cpu").expand(parameter.shape)
+            setattr(module, name, nn.Parameter(zeros, requires_grad=False))
+    return model
+
+
+def _compare(
+    path: Path, reader: str, wanted: Mapping[str, Adapter], found: Mapping[str, Adapter], dtype: torch.dtype
+) -> None:
+    wrong = {name: "missing" for name in wanted.keys() - found.keys()}
+    wrong |= {name: "not trained" for name in found.keys() - wanted.keys()}
+    for name in wanted.keys() & found.keys():
+        error, allowed = difference(wanted[name], found[name], dtype)
+        if not error <= allowed:
+            wrong[name] = f"{error:.3g} off, {allowed:.3g} allowed"
+    if wrong:
+        listed = "; ".join(f"{name} ({why})" for name, why in sorted(wrong.items())[:4])
+        raise ModelError(
+            f"the LoRA file as {reader} reads it is not what was trained",
+            where=path,
+            found=f"{len(wrong)} of {len(wanted)} layers: {listed}",
+            fix="the file is not published; please report this",
+        )
+
+
+def difference(exact: Adapter, read: Adapter, dtype: torch.dtype) -> tuple[float, float]:
+    """How far two changes of a weight are apart, and how far rounding the factors can bring them.
+
+    Norms of products are taken from the factors' Gram matrices, so that no weight's full change is ever made.
+
+    Args:
+        exact: the factors before they were rounded.
+        read: the factors after.
+        dtype: type that they were rounded to.
+
+    Returns:
+        Frobenius norm of the difference, and its bound.
+    """
+    up, down = exact.up.double().flatten(1) * exact.scale, exact.down.double().flatten(1)
+    other_up, other_down = read.up.double().flatten(1) * read.scale, read.down.double().flatten(1)
+    if up.shape[0] != other_up.shape[0] or down.shape[1] != other_down.shape[1]:
+        return float("inf"), 0.0
+    left, right = torch.cat([up, -other_up], dim=1), torch.cat([down, other_down])
+    error = float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
+    return error, _allowed(up, down, exact.scale, dtype)
+
+
+def _allowed(up: Tensor, down: Tensor, scale: float, dtype: torch.dtype) -> float:
+    info = torch.finfo(dtype)
+    lost_up = info.eps * up.norm() + max(scale, 1.0) * info.smallest_normal * info.eps * up.numel() ** 0.5
+    lost_down = info.eps * down.norm() + info.smallest_normal * info.eps * down.numel() ** 0.5
+    lost = lost_up * down.norm() + lost_down * up.norm() + lost_up * lost_down
+    return float(lost + _COMPUTED * up.norm() * down.norm())
