@@ -40,7 +40,7 @@ def shown(work: Work) -> Shown | None:
     except (FileNotFoundError, ValueError):  # none was finished: it is made anew
         return None
     whole = all((work.run.evaluation / name).exists() for name in mark["files"])
-    return Shown(mark["outputs"], 0) if whole and mark["page"] == _digest(work) else None
+    return Shown(dict(mark["outputs"]), 0) if whole and mark["page"] == _digest(work) else None
 
 
 def show(work: Work, results: Summary) -> Shown:
@@ -63,7 +63,7 @@ def show(work: Work, results: Summary) -> Shown:
         if words:
             outputs[name] = words
     files = [*figures.values(), page]
-    mark = {"page": _digest(work), "files": [path.name for path in files], "outputs": outputs}
+    mark = {"page": _digest(work), "files": [path.name for path in files], "outputs": list(outputs.items())}
     write_json(work.run.evaluation / "shown.json", mark)
     return Shown(outputs, sum(path.stat().st_size for path in files))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from eridiff.encoding.wanted import EMPTY_PROMPT
 from eridiff.errors import ModelError
 from eridiff.evaluation.pictures import Picture, Settings
+from eridiff.evaluation.quiet import unsaid
 from eridiff.families.base import ModelFamily, Prompts, SampleRequest
 from eridiff.store.files import atomic_path
 from eridiff.training.cached import Cached
@@ -44,7 +44,8 @@ def attached(pipeline: Any, tensors: Mapping[str, Tensor]) -> Iterator[AttachedL
     Raises:
         ModelError: the pipeline does not take all of them.
     """
-    with _without_talk_of_text_encoders():
+    # It says of each text encoder that is not there that it gets no LoRA: as it should be.
+    with unsaid("diffusers.loaders.lora_base", "associated to NoneType"):
         pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
     try:
         _refuse_partly_loaded(pipeline, tensors)
@@ -66,21 +67,6 @@ def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
             wanted=f"{len(tensors) // 2} layers",
             fix="is it a LoRA of this base?",
         )
-
-
-@contextmanager
-def _without_talk_of_text_encoders() -> Iterator[None]:
-    """Diffusers says of each text encoder that is not there that it gets no LoRA: as it should be."""
-    logger = logging.getLogger("diffusers.loaders.lora_base")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "associated to NoneType" not in record.getMessage()
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def sample(

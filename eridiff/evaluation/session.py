@@ -14,6 +14,7 @@ from eridiff.devices import DTYPES
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.encoding.wanted import prompts_of
 from eridiff.evaluation.pictures import LoraFile, batches
+from eridiff.evaluation.quiet import unsaid
 from eridiff.evaluation.results import LossFile
 from eridiff.evaluation.sampling import AttachedLora, attached, sample_missing
 from eridiff.evaluation.validation import validate
@@ -111,7 +112,9 @@ def opened(work: Work, device: torch.device) -> Iterator[Session]:
     family = family_of(work.recipe)
     cached = _cached(work)
     dtype = DTYPES[work.recipe.train.dtype]
-    pipeline = family.load_pipeline(base_of(work.recipe), device=device, dtype=dtype)
+    # Pipelines name classes for reading images, which nothing here uses.
+    with unsaid("transformers.utils.import_utils", "requires torchvision"):
+        pipeline = family.load_pipeline(base_of(work.recipe), device=device, dtype=dtype)
     with attention("auto"):
         yield Session(work, family, pipeline, cached, device)
 

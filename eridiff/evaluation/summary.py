@@ -136,7 +136,7 @@ class Summary:
             entries = tuple((entry.source, entry.reason) for entry in self.work.snapshot.quarantined)
             note = "Files that were left out. They were not changed."
             yield Table("Quarantine", ("file", "reason"), entries, note, paths=frozenset({0}))
-        yield Table("Provenance", ("what", "value"), tuple(provenance(self.work)), paths=frozenset({1}))
+        yield from provenance_tables(self.work)
         yield Table("Files", ("what", "where"), tuple(self._files()), paths=frozenset({1}))
 
     def _loss_table(self) -> Table:
@@ -165,10 +165,11 @@ class Summary:
 def change_words(losses: Losses, base: Losses) -> str:
     """The change from `base` in per cent, with its standard error over images."""
     change = losses.change_from(base)
-    words = f"{100 * change.mean / base.mean:+.1f} %"
-    return (
-        words if change.error is None else f"{words} \N{PLUS-MINUS SIGN} {100 * change.error / base.mean:.1f}"
-    )
+    share = 100 * change.mean / base.mean
+    digits = 1 if abs(share) >= 1 else 2
+    if change.error is None:
+        return f"{share:+.{digits}f} %"
+    return f"{share:+.{digits}f} \N{PLUS-MINUS SIGN} {100 * change.error / base.mean:.{digits}f} %"
 
 
 def bucket_table(work: Work) -> Table:
@@ -189,14 +190,18 @@ def bucket_table(work: Work) -> Table:
     return Table("Buckets", names, rows, numbers=frozenset(range(1, 7)))
 
 
-def provenance(work: Work) -> Iterator[tuple[str, str]]:
-    """What the LoRA was made from and with."""
-    yield "dataset snapshot", work.snapshot.id
-    yield "latents", work.latents.space
-    yield "embeddings", work.text.space
-    yield "base", work.settings.base_name
-    yield "sha256 of the LoRA", work.final.digest
-    yield from _flat(json.loads(work.run.environment.read_text(encoding="utf-8")), "")
+def provenance_tables(work: Work) -> Iterator[Table]:
+    """What the LoRA was made from, and with."""
+    known = json.loads(work.run.environment.read_text(encoding="utf-8"))
+    made_from = {
+        "base model": work.settings.base_name,
+        **known.pop("provenance", {}),
+        "file": work.final.digest,
+    }
+    note = "Digests (sha256) of what decided this LoRA, and of its file."
+    paths = frozenset({1})
+    yield Table("Provenance", ("what", "value"), tuple(_flat(made_from, "")), note, paths=paths)
+    yield Table("Environment", ("what", "value"), tuple(_flat(known, "")), paths=paths)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
