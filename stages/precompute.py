@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,26 +60,36 @@ class _Work:
     Attributes:
         space: where its items belong.
         store: the space's items.
-        keys: of the items that are wanted, in the order in which they are made.
+        wanted: keys of all items that the recipe wants, in the order in which they are made.
+        part: which share of them this run is about.
         encode: makes the items of some keys.
         nbytes: about how large the items of some keys are.
     """
 
     space: Space
     store: TensorStore
-    keys: Sequence[str]
+    wanted: Collection[str]
+    part: Part
     encode: Callable[[Sequence[str]], Outcomes]
     nbytes: Callable[[Sequence[str]], int]
 
     @cached_property
-    def quarantined(self) -> dict[str, str]:
-        """Wanted items that cannot be made, with the reasons, as of when this was first asked."""
-        known = self.store.quarantined()
-        return {key: known[key] for key in self.keys if key in known} if known else {}
+    def keys(self) -> list[str]:
+        """Keys of this share."""
+        return of_part(self.wanted, self.part)
+
+    def rejected(self) -> dict[str, str]:
+        """Items of all shares that cannot be made, with the reasons."""
+        return {key: reason for key, reason in self.store.quarantined().items() if key in self.wanted}
+
+    @cached_property
+    def quarantined(self) -> frozenset[str]:
+        """Keys of this share that cannot be made, as of when this was first asked."""
+        return frozenset(self.rejected()).intersection(self.keys)
 
     @cached_property
     def missing(self) -> list[str]:
-        """Wanted items that are to be made, as of when this was first asked."""
+        """Keys of this share that are to be made, as of when this was first asked."""
         return [key for key in self.store.missing(self.keys) if key not in self.quarantined]
 
 
@@ -122,7 +132,7 @@ def run(recipe: Recipe, *, half: Half = "all", part: Part = _WHOLE) -> StageRepo
     snapshot = current_snapshot(recipe)
     works = _works(recipe, snapshot, half, part)
     written = sum(_make(recipe, snapshot, work) for work in works)
-    quarantined = sum(len(work.store.quarantined().keys() & set(work.keys)) for work in works)
+    quarantined = sum(len(work.rejected().keys() & set(work.keys)) for work in works)
     before = sum(len(work.quarantined) for work in works)
     missing = sum(len(work.missing) for work in works)
     return StageReport(
@@ -161,7 +171,8 @@ def _latent_work(recipe: Recipe, snapshot: Snapshot | None, part: Part) -> _Work
     return _Work(
         space,
         space.store(),
-        of_part(jobs, part),
+        jobs.keys(),
+        part,
         lambda keys: _encode_latents(recipe, [jobs[key] for key in keys]),
         nbytes,
     )
@@ -174,7 +185,8 @@ def _text_work(recipe: Recipe, snapshot: Snapshot | None, part: Part) -> _Work:
     return _Work(
         space,
         store,
-        of_part(captions, part),
+        captions.keys(),
+        part,
         lambda keys: _encode_text(recipe, {key: captions[key] for key in keys}),
         lambda keys: len(keys) * store.nbytes() // max(len(store.keys()), 1),
     )
@@ -183,12 +195,12 @@ def _text_work(recipe: Recipe, snapshot: Snapshot | None, part: Part) -> _Work:
 def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
     """Makes what is missing and proves that nothing is left; returns the bytes written."""
     remember(recipe, work.space)
-    _refuse_if_too_bad(recipe, snapshot, work, work.quarantined)
+    rejected = work.rejected()
+    _refuse_if_too_bad(recipe, snapshot, work, rejected)
     if not work.missing:
         return 0
     work.store.describe(work.space.description)
     work.store.remove_abandoned()
-    rejected = dict(work.quarantined)
     with (
         stopping() as stop,
         closing(work.encode(work.missing)) as batches,
@@ -265,7 +277,7 @@ def _refuse_if_too_bad(recipe: Recipe, snapshot: Snapshot, work: _Work, rejected
     raise DataError(
         f"Too many {work.space.kind} cannot be made.",
         where=work.store.folder / "quarantine",
-        found=f"{len(rejected)} of {len(work.keys)}: " + "; ".join(shown),
+        found=f"{len(rejected)} of {len(work.wanted)}: " + "; ".join(shown),
         wanted=f"all prompts, and at most {recipe.ingest.max_quarantine:.0%} of the samples lost",
         fix="take these images out, or raise ingest.max_quarantine; delete that folder to try them again",
     )

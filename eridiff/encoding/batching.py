@@ -40,8 +40,11 @@ class Batcher:
             batch = items[len(outputs) : len(outputs) + self.batch_size]
             try:
                 outputs += encode(batch)
+                continue
             except torch.OutOfMemoryError as error:
-                self._halve(len(batch), str(error))
+                reason = str(error)
+            # Only here: while the error is being handled, its traceback keeps the batch's memory.
+            self._halve(len(batch), reason)
         return outputs
 
     def _halve(self, failed_size: int, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -93,16 +94,16 @@ def encode_latents(
         ModelError: not even one image fits into the device's memory.
     """
     batcher = Batcher(batch_size)
-    decoded = read_pixels(images, jobs, ahead=2 * batch_size)
-    for batch in _batches(jobs, batch_size):
-        found = dict(zip(batch, islice(decoded, len(batch)), strict=True))
-        outcomes: dict[str, Item | str] = {
-            job.key: pixels.reason for job, pixels in found.items() if isinstance(pixels, UnusableImage)
-        }
-        usable = {job: pixels for job, pixels in found.items() if not isinstance(pixels, UnusableImage)}
-        for job, moments in zip(usable, batcher.encode([*usable.values()], encoder.encode), strict=True):
-            outcomes[job.key] = NOT_FINITE if moments is None else _item(job.key, moments)
-        yield outcomes
+    with closing(read_pixels(images, jobs, ahead=2 * batch_size)) as decoded:
+        for batch in _batches(jobs, batch_size):
+            found = dict(zip(batch, islice(decoded, len(batch)), strict=True))
+            usable = {job: pixels for job, pixels in found.items() if not isinstance(pixels, UnusableImage)}
+            outcomes: dict[str, Item | str] = {
+                job.key: pixels.reason for job, pixels in found.items() if isinstance(pixels, UnusableImage)
+            }
+            for job, moments in zip(usable, batcher.encode([*usable.values()], encoder.encode), strict=True):
+                outcomes[job.key] = NOT_FINITE if moments is None else _item(job.key, moments)
+            yield outcomes
 
 
 def _batches(jobs: Sequence[LatentJob], batch_size: int) -> Iterator[list[LatentJob]]:

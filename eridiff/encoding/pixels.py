@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _MOST_THREADS = 8
 
 def read_pixels(
     images: Path, jobs: Sequence[LatentJob], *, ahead: int
-) -> Iterator[np.ndarray | UnusableImage]:
+) -> Generator[np.ndarray | UnusableImage, None, None]:
     """For each job, in order, its crop `[3, H, W]` float32 in [-1, 1], or why there is none.
 
     Args:

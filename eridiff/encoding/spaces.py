@@ -7,7 +7,6 @@ encoder can never be served a stale tensor.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from eridiff.families.base import ModelFamily
 from eridiff.families.checkpoints.base import Base, resolve
 from eridiff.images.decode import PIXEL_RULES
 from eridiff.recipe import Recipe
-from eridiff.store.files import FileDigests, digest_json, write_json
+from eridiff.store.files import FileDigests, digest_json, read_json, write_json
 from eridiff.store.parts import TensorStore
 from eridiff.store.workspace import Workspace
 
@@ -30,6 +29,7 @@ Kind = Literal["latents", "text"]
 _LENGTH = 32
 _MIRRORING = "after the crop"
 _WEIGHTS = "weights"
+_FIX_NOTE = "delete this file, and run precompute once while the encoders are there"
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def text_space(recipe: Recipe) -> Space:
 def remember(recipe: Recipe, space: Space) -> None:
     """Notes which space the recipe means, so that training goes on when the encoders' files are deleted."""
     note = _note(recipe, space.kind, {k: v for k, v in space.description.items() if k != _WEIGHTS})
-    if not note.exists() or json.loads(note.read_bytes()) != space.description:
+    if not note.exists() or read_json(note, fix=_FIX_NOTE) != space.description:
         write_json(note, dict(space.description))
 
 
 def what_changed(space: Space) -> tuple[str, ...]:
     """What distinguishes a space from the stored one most like it; nothing where there is no other."""
     others = [
-        json.loads(path.read_bytes())
+        read_json(path, fix="delete this file: precompute writes it again")
         for path in sorted(space.root.glob("*/space.json"))
         if path.parent.name != space.digest
     ]
@@ -134,7 +134,7 @@ def _space(recipe: Recipe, kind: Kind, components: tuple[str, ...], made_how: Ma
         if not note.exists():
             raise
         logger.info("%s The %s made with it earlier are used.", error.what, kind)
-        return Space(kind, root, json.loads(note.read_bytes()))
+        return Space(kind, root, read_json(note, fix=_FIX_NOTE))
     return Space(kind, root, {**made_how, _WEIGHTS: weights})
 
 

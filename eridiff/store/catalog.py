@@ -46,6 +46,9 @@ _INDEX_SCHEMA = pa.schema(
 _PLACE_COLUMNS = ["key", "tensor", "dtype", "shape", "offset", "nbytes", "digest"]
 _MERGED_SCHEMA = pa.schema([("part", pa.string()), *(_INDEX_SCHEMA.field(name) for name in _PLACE_COLUMNS)])
 
+NO_ROWS: pa.Table = _MERGED_SCHEMA.empty_table()
+"""A merged table without items."""
+
 
 @dataclass(frozen=True)
 class IndexRow:
@@ -170,7 +173,7 @@ def read_index(path: Path) -> pa.Table:
 
 def read_indexes(paths: Sequence[Path]) -> tuple[pa.Table, dict[str, str]]:
     """Merged rows of the parts whose index is whole, and the reasons of those that are not, by part."""
-    tables: list[pa.Table] = [_MERGED_SCHEMA.empty_table()]
+    tables = [NO_ROWS]
     damaged: dict[str, str] = {}
     for path in paths:
         try:
@@ -194,7 +197,7 @@ def read_merged(folder: Path) -> pa.Table:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
             if table.schema.equals(_MERGED_SCHEMA):
                 return table
-    return _MERGED_SCHEMA.empty_table()
+    return NO_ROWS
 
 
 def write_merged(folder: Path, table: pa.Table) -> None:

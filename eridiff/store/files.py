@@ -106,6 +106,25 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, f"{text}\n".encode())
 
 
+def read_json(path: str | Path, *, fix: str) -> Any:
+    """The value in a JSON file of the pipeline's own.
+
+    Args:
+        path: the file.
+        fix: what the user can do if it cannot be read.
+
+    Raises:
+        StoreError: it is absent, or no JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            "A file of the pipeline cannot be read.", where=path, found=error, fix=fix
+        ) from error
+
+
 def remove_abandoned(folder: Path, *, older_than_s: float = 86_400.0) -> int:
     """Removes temporary files in `folder` that a killed process left behind; returns how many.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from eridiff.store.files import digest_bytes, write_json
+from eridiff.store.files import digest_bytes, read_json, write_json
 
 
 def write_mark(folder: Path, name: str, content: Mapping[str, str]) -> None:
@@ -16,9 +15,14 @@ def write_mark(folder: Path, name: str, content: Mapping[str, str]) -> None:
 
 
 def read_marks(folder: Path) -> list[dict[str, str]]:
-    """The marks in a folder, by file name; none where there is no folder."""
+    """The marks in a folder, by file name; none where there is no folder.
+
+    Raises:
+        StoreError: a mark is damaged.
+    """
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(".json"))
     except FileNotFoundError:
         return []
-    return [json.loads((folder / name).read_bytes()) for name in names if not name.startswith(".")]
+    fix = "delete this file: what it says is found out again"
+    return [read_json(folder / name, fix=fix) for name in names if not name.startswith(".")]

@@ -14,6 +14,7 @@ from eridiff.errors import StoreError
 from eridiff.store.catalog import (
     DATA_SUFFIX,
     INDEX_SUFFIX,
+    NO_ROWS,
     Catalog,
     IndexRow,
     build_catalog,
@@ -47,7 +48,7 @@ class PartFolder:
         self._num_merged = 0
         self._unreadable: dict[str, str] = {}
         self._num_written = 0
-        self._catalog = build_catalog(frozenset(), read_indexes(())[0])
+        self._catalog = build_catalog(frozenset(), NO_ROWS)
 
     def data_path(self, part: str) -> Path:
         """The file with a part's tensors."""
@@ -123,7 +124,9 @@ class PartFolder:
 
     def remove_abandoned(self, *, older_than_s: float) -> int:
         """Removes temporary files and data files without an index that are old enough; returns how many."""
-        removed = remove_abandoned(self.parts, older_than_s=older_than_s)
+        removed = sum(
+            remove_abandoned(folder, older_than_s=older_than_s) for folder in (self.folder, self.parts)
+        )
         sizes = self.sizes()
         for name in sizes:
             path = self.parts / name

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import StoreError
-from eridiff.store.catalog import Catalog, IndexRow, Span
+from eridiff.store.catalog import NO_ROWS, Catalog, IndexRow, Span, build_catalog
 from eridiff.store.files import digest_bytes, write_json
 from eridiff.store.marks import read_marks, write_mark
 from eridiff.store.partfolder import PartFolder
@@ -63,6 +63,22 @@ class Damage:
     reason: str
 
 
+@dataclass(frozen=True)
+class _View:
+    """A catalog, and for each key those copies in it that nothing is known against."""
+
+    catalog: Catalog
+    copies: Mapping[str, tuple[Span, ...]]
+
+    def items_by_part(self) -> dict[str, list[tuple[str, Span]]]:
+        """Keys and copies of each part."""
+        items: dict[str, list[tuple[str, Span]]] = {}
+        for key, spans in self.copies.items():
+            for span in spans:
+                items.setdefault(span.part, []).append((key, span))
+        return items
+
+
 class TensorStore:
     """The items of one space.
 
@@ -76,17 +92,17 @@ class TensorStore:
         self._parts = PartFolder(self.folder)
         self._damaged = self.folder / "damaged"
         self._quarantine = self.folder / "quarantine"
-        self._seen: tuple[Catalog, frozenset[tuple[str, str]]] | None = None
-        self._copies: Mapping[str, tuple[Span, ...]] = {}
+        self._damage_seen: frozenset[tuple[str, str]] = frozenset()
+        self._view = _View(build_catalog(frozenset(), NO_ROWS), {})
 
     def keys(self) -> frozenset[str]:
         """Keys of all items that can be read."""
-        return frozenset(self._readable())
+        return frozenset(self._look().copies)
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of `keys` that are not stored or are damaged, in their order, each once."""
-        readable = self._readable()
-        return [key for key in dict.fromkeys(keys) if key not in readable]
+        copies = self._look().copies
+        return [key for key in dict.fromkeys(keys) if key not in copies]
 
     def append(self, items: Sequence[Item], *, seconds: float = 0.0) -> Part:
         """Writes items as one part; when it returns, they are on disk for good.
@@ -124,8 +140,8 @@ class TensorStore:
         Raises:
             StoreError: some of `keys` are missing.
         """
-        readable = self._readable()
-        missing = [key for key in keys or () if key not in readable]
+        view = self._look()
+        missing = [key for key in dict.fromkeys(keys or ()) if key not in view.copies]
         if missing:
             raise StoreError(
                 f"{len(missing)} items are missing from the store.",
@@ -133,7 +149,7 @@ class TensorStore:
                 found=f"no item {missing[0]}",
                 fix="run `eridiff precompute` with this recipe",
             )
-        return Reader(self._parts.parts, self._parts.catalog(), readable, self._note_damage)
+        return self._reader(view)
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Reads every byte, marks what is damaged, and returns that of which no whole copy is left.
@@ -146,16 +162,17 @@ class TensorStore:
         broken = self._parts.broken()
         for part in broken:
             self._parts.set_aside(part, self._damaged)
-        reader, catalog = self.open(), self._parts.catalog()
-        for number, (part, items) in enumerate(sorted(self._items_by_part().items()), start=1):
-            header_fault = _header_fault(self._parts.data_path(part), catalog, items)
+        view = self._look()
+        reader, by_part = self._reader(view), view.items_by_part()
+        for number, (part, items) in enumerate(sorted(by_part.items()), start=1):
+            header_fault = _header_fault(self._parts.data_path(part), view.catalog, items)
             for key, span in items:
                 if reason := header_fault or reader.fault(span):
                     self._note_damage(span, key, reason)
             if on_progress is not None:
-                on_progress(number, len(catalog.parts))
-        readable = self._readable()
-        lost = [mark for mark in read_marks(self._damaged) if mark["key"] not in readable]
+                on_progress(number, len(by_part))
+        copies = self._look().copies
+        lost = [mark for mark in read_marks(self._damaged) if mark["key"] not in copies]
         return [
             *(Damage(part, None, reason) for part, reason in broken.items()),
             *(Damage(mark["part"], mark["key"], mark["reason"]) for mark in lost),
@@ -186,29 +203,31 @@ class TensorStore:
         """
         return self._parts.remove_abandoned(older_than_s=older_than_s)
 
-    def _readable(self) -> Mapping[str, tuple[Span, ...]]:
-        """For each key, the copies that nothing is known against."""
-        damaged = frozenset((mark["part"], mark["key"]) for mark in read_marks(self._damaged))
-        seen = (self._parts.catalog(), damaged)
-        if self._seen is None or self._seen[0] is not seen[0] or self._seen[1] != damaged:
-            spans = dict(seen[0].spans)
-            for key in {key for _, key in damaged} & spans.keys():
-                spans[key] = tuple(span for span in spans[key] if (span.part, key) not in damaged)
-                if not spans[key]:
-                    del spans[key]
-            self._seen, self._copies = seen, spans
-        return self._copies
+    def _look(self) -> _View:
+        """The items on disk now; what has not changed since the last look is not read again."""
+        damage = frozenset((mark["part"], mark["key"]) for mark in read_marks(self._damaged))
+        catalog = self._parts.catalog()
+        if catalog is not self._view.catalog or damage != self._damage_seen:
+            self._damage_seen, self._view = damage, _view(catalog, damage)
+        return self._view
 
-    def _items_by_part(self) -> dict[str, list[tuple[str, Span]]]:
-        items: dict[str, list[tuple[str, Span]]] = {}
-        for key, spans in self._readable().items():
-            for span in spans:
-                items.setdefault(span.part, []).append((key, span))
-        return items
+    def _reader(self, view: _View) -> Reader:
+        return Reader(self._parts.parts, view.catalog, view.copies, self._note_damage)
 
     def _note_damage(self, span: Span, key: str, reason: str) -> None:
         mark = {"part": span.part, "key": key, "reason": reason}
         write_mark(self._damaged, f"{span.part}/{key}", mark)
+
+
+def _view(catalog: Catalog, damage: frozenset[tuple[str, str]]) -> _View:
+    if not damage:
+        return _View(catalog, catalog.spans)
+    copies = dict(catalog.spans)
+    for key in {key for _, key in damage} & copies.keys():
+        whole = tuple(span for span in copies.pop(key) if (span.part, key) not in damage)
+        if whole:
+            copies[key] = whole
+    return _View(catalog, copies)
 
 
 def _by_name(items: Sequence[Item]) -> dict[str, StoredTensor]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eridiff.errors import StoreError
-from eridiff.store.files import write_json
+from eridiff.store.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Run:
         Raises:
             StoreError: the run is not sealed, or the seal is damaged.
         """
-        return _read_json(self.folder / "seal.json", fix="run `eridiff train` with this recipe")
+        return read_json(self.folder / "seal.json", fix="run `eridiff train` with this recipe")
 
     def make_latest(self) -> None:
         """Makes this the run that its name means."""
@@ -100,11 +98,4 @@ def latest(root: Path) -> Run | None:
     pointer = root / "latest.json"
     if not pointer.exists():
         return None
-    return Run(root, str(_read_json(pointer, fix="delete it and run `eridiff train` again")["id"]))
-
-
-def _read_json(path: Path, *, fix: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError("A file of a run cannot be read.", where=path, found=str(error), fix=fix) from error
+    return Run(root, str(read_json(pointer, fix="delete it and run `eridiff train` again")["id"]))

@@ -265,6 +265,17 @@ def test_too_much_quarantine_stops(root: Path, monkeypatch: pytest.MonkeyPatch) 
         assert caught.value.exit_code == 3
 
 
+def test_parts_share_the_limit_of_the_quarantine(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(root, ingest={"max_quarantine": 0.2})
+    ingest.run(chosen)
+    make_nan(monkeypatch, num_bad=1)
+    assert precompute.run(chosen, half="latents", part=(1, 2)).quarantined == 1
+    monkeypatch.undo()
+    make_nan(monkeypatch, num_bad=1)
+    with pytest.raises(DataError, match="Too many latents"):
+        precompute.run(chosen, half="latents", part=(2, 2))
+
+
 def make_nan(monkeypatch: pytest.MonkeyPatch, *, num_bad: int) -> None:
     honest, left = Flux.encode_images, [num_bad]
 

@@ -212,6 +212,31 @@ def test_a_merged_index_does_not_revive_parts_that_are_gone(store: TensorStore) 
     assert len(TensorStore(store.root, store.space).keys()) == 90
 
 
+def test_a_reader_is_of_one_moment(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        store.append([item(number)])
+    look, first = store._look, data_files(store)[0]
+
+    def then_a_part_vanishes() -> object:
+        seen = look()
+        if first.exists():
+            first.unlink()
+            store.append([item(7)])
+            look()
+        return seen
+
+    monkeypatch.setattr(store, "_look", then_a_part_vanishes)
+    reader = store.open()
+    for number in range(3):
+        key = f"key-{number}"
+        try:
+            mean = reader.get(key)["mean"]
+        except StoreError:
+            assert store.missing([key]) == [key]
+        else:
+            assert bytes(mean.data) == bytes(item(number).tensors["mean"].data)
+
+
 def test_quarantine_keeps_reasons(store: TensorStore) -> None:
     store.quarantine("key-7", "not finite")
     store.quarantine("key-7", "not finite at all")

@@ -45,7 +45,9 @@ def test_writers_need_no_lock(tmp_path: Path) -> None:
         readable = len(keys)
         for key in keys & frozenset(f"item-{number}" for number in range(0, 180, 17)):
             if key in reader:
-                reader.get(key)
+                number = int(key.partition("-")[2])
+                wanted = writer_process.item(number).tensors["x"].data
+                assert bytes(reader.get(key)["x"].data) == bytes(wanted)
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert_holds(tmp_path, 180)
 
