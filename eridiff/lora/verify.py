@@ -20,6 +20,7 @@ from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.inject import Injected, lora_state
 from eridiff.lora.names import within
 from eridiff.lora.read import read_lora
+from eridiff.store.files import atomic_path
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
@@ -64,6 +65,30 @@ def verify(
             found = _by_diffusers(state, denoiser, family)
         _compare(path, reader, wanted, found, dtype)
     return readers
+
+
+def publish(
+    path: Path,
+    lora: Lora,
+    denoiser: nn.Module,
+    family: ModelFamily,
+    *,
+    file_format: Format,
+    dtype: torch.dtype,
+    metadata: Mapping[str, str],
+) -> tuple[Reader, ...]:
+    """Write a LoRA file that appears only if it passes `verify`; the arguments are those of `write_lora`.
+
+    Raises:
+        ModelError: it does not pass; an earlier file of that name stays as it was.
+        StoreError: the disk is full, or the place cannot be written.
+    """
+    with atomic_path(path) as aside:
+        write_lora(aside, lora, family, file_format=file_format, dtype=dtype, metadata=metadata)
+        try:
+            return verify(aside, lora, denoiser, family, file_format=file_format)
+        except ModelError as error:
+            raise ModelError(error.what, where=path, found=error.found, fix=error.fix) from error
 
 
 def rehearse(
