@@ -285,7 +285,7 @@ def _refuse_if_too_bad(recipe: Recipe, snapshot: Snapshot, work: _Work, rejected
 
 def _why(work: _Work) -> str:
     text = f"{len(work.missing)} of {len(work.keys)} to encode"
-    if len(work.missing) < len(work.keys) or not (changes := what_changed(work.space)):
+    if work.store.keys() or not (changes := what_changed(work.space)):
         return text
     return f"{text}, since {' and '.join(changes)} changed"
 

@@ -35,6 +35,20 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     assert device.sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_of_a_failed_batch_is_given_back() -> None:
+    free, _ = torch.cuda.mem_get_info()
+
+    def encode(items: Sequence[int]) -> list[int]:
+        kept = [torch.empty(int(0.3 * free), dtype=torch.uint8, device="cuda") for _ in items]
+        return [len(tensor) for tensor in kept]
+
+    batcher = Batcher(8)
+    assert len(batcher.encode(range(8), encode)) == 8
+    assert batcher.batch_size == 2
+
+
 def test_one_item_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(ModelError, match="too little memory") as caught:
         Batcher(4).encode(range(4), Device(0))

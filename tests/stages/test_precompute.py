@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 from eridiff.demo.architecture import save_random_base
 from eridiff.encoding.spaces import latent_space, text_space
-from eridiff.errors import DataError, Interrupted, ModelError
+from eridiff.errors import DataError, Interrupted, ModelError, StoreError
 from eridiff.families.base import Moments
 from eridiff.families.flux import Flux
 from eridiff.recipe import Recipe
@@ -160,6 +162,56 @@ def test_another_vae_is_all_latents_and_no_text(root: Path, tmp_path: Path) -> N
     plan = precompute.plan(changed)
     assert plan.details["latents"] == f"{NUM_IMAGES} of {NUM_IMAGES} to encode, since weights changed"
     assert make(changed) == {"latents": NUM_IMAGES, "text": 0}
+
+
+def test_new_images_are_no_change_of_encoder(root: Path) -> None:
+    make(recipe(root))
+    make(recipe(root, precompute={"text_dtype": "fp32"}))
+    for number in range(NUM_IMAGES):
+        draw(root / "folder", number, seed=50 + number)
+        (root / "folder" / f"{number}.txt").write_text(f"other caption {number}")
+    chosen = recipe(root, sample={})
+    ingest.run(chosen)
+    plan = precompute.plan(chosen)
+    assert plan.details["latents"] == f"{NUM_IMAGES} of {NUM_IMAGES} to encode"
+    assert "since" not in plan.details["text"]
+
+
+def test_encoders_are_never_in_memory_together(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_vae, load_text, alive = Flux.load_vae, Flux.load_text_encoders, []
+
+    def watched_vae(self: Flux, *place: Any, **options: Any) -> Any:
+        vae = load_vae(self, *place, **options)
+        alive.append(weakref.ref(vae))
+        return vae
+
+    def watched_text(self: Flux, *place: Any, **options: Any) -> Any:
+        assert [reference() for reference in alive] == [None]
+        encoders = load_text(self, *place, **options)
+        alive.extend(weakref.ref(encoder.model) for encoder in encoders)
+        return encoders
+
+    monkeypatch.setattr(Flux, "load_vae", watched_vae)
+    monkeypatch.setattr(Flux, "load_text_encoders", watched_text)
+    make(recipe(root))
+    assert [reference() for reference in alive] == [None, None, None]
+
+
+def test_a_full_disk_leaves_nothing_to_be_trusted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, header: bytes, *_rest: Any) -> None:
+        file.write(header)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    chosen = recipe(root)
+    ingest.run(chosen)
+    monkeypatch.setattr("eridiff.store.partfolder.write_tensors", full)
+    with pytest.raises(StoreError, match="disk is full") as caught:
+        precompute.run(chosen)
+    assert caught.value.exit_code == 4
+    assert counts(chosen) == {"latents": 0, "text": 0}
+    assert list((latent_space(chosen).store().folder / "parts").iterdir()) == []
+    monkeypatch.undo()
+    assert precompute.run(chosen).done == 2 * NUM_IMAGES + 2
 
 
 def test_halves_need_nothing_of_each_other(root: Path, tiny_base: Path) -> None:
