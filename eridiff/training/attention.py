@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
+from eridiff.training.recompute import recomputing
 from eridiff.training.step import Batch, losses, precision
 
 logger = logging.getLogger(__name__)
@@ -35,21 +35,6 @@ NO_KERNEL = ("No available kernel", "No viable backend")
 
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Largest accepted |g - g_math| / |g_math| over all trained parameters, by the precision of the products."""
-
-
-@runtime_checkable
-class Checkpointing(Protocol):
-    """What diffusers' models offer to save memory by computing activations twice."""
-
-    is_gradient_checkpointing: bool
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute from now on."""
-        ...
-
-    def disable_gradient_checkpointing(self) -> None:
-        """Keep activations from now on."""
-        ...
 
 
 @contextmanager
@@ -103,7 +88,7 @@ def check_gradients(
     """
     if backend == "math":
         return 0.0
-    with checkpointed(denoiser):
+    with recomputing(denoiser):
         one, wanted = _reference(family, denoiser, parameters, batch.first(), dtype=dtype)
     found = gradient(family, denoiser, parameters, one, backend=backend, dtype=dtype)
     difference = float((found - wanted).norm() / wanted.norm())
@@ -157,19 +142,6 @@ def gradient(
         parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     pairs = zip(parts, parameters.values(), strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])
-
-
-@contextmanager
-def checkpointed(denoiser: nn.Module) -> Iterator[None]:
-    """A context with gradient checkpointing on: plain attention keeps every layer's score matrix."""
-    if not isinstance(denoiser, Checkpointing) or denoiser.is_gradient_checkpointing:
-        yield
-        return
-    denoiser.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        denoiser.disable_gradient_checkpointing()
 
 
 def _size(batch: Batch) -> str:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from eridiff.diffusion import posterior
 from eridiff.diffusion.randomness import generator
+from eridiff.encoding.wanted import EMPTY_PROMPT
 from eridiff.families.base import Conditioning, ModelFamily, Prompts
 from eridiff.store.snapshots import Sample
-from eridiff.training.cached import EMPTY_PROMPT, Cached
+from eridiff.training.cached import Cached
 from eridiff.training.order import Draw, Order
 from eridiff.training.step import Batch
 

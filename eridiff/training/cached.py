@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from eridiff.families.base import Moments, Prompts
@@ -10,8 +10,7 @@ from eridiff.store.parts import TensorStore
 from eridiff.store.reader import Reader
 from eridiff.store.snapshots import Sample, text_key
 from eridiff.tensors import from_stored
-
-EMPTY_PROMPT = ""
+from eridiff.training.needed import latent_keys, text_keys
 
 
 @dataclass(frozen=True)
@@ -45,17 +44,3 @@ def open_cached(latents: TensorStore, text: TensorStore, samples: Iterable[Sampl
     """
     samples = tuple(samples)
     return Cached(latents.open(latent_keys(samples)), text.open(text_keys(samples)))
-
-
-def latent_keys(samples: Iterable[Sample]) -> Iterator[str]:
-    """Keys of all latents that may be drawn."""
-    for sample in samples:
-        yield from sample.latent_keys()
-
-
-def text_keys(samples: Iterable[Sample]) -> Iterator[str]:
-    """Keys of the captions of `samples` and of the empty prompt."""
-    yield text_key(EMPTY_PROMPT)
-    for sample in samples:
-        for caption in sample.captions:
-            yield text_key(caption)

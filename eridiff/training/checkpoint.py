@@ -25,6 +25,7 @@ from eridiff.errors import StoreError
 from eridiff.store.files import digest_bytes, digest_file, digest_json, write_atomic, write_json
 from eridiff.store.runs import Run
 from eridiff.training.packing import pack, unpack
+from eridiff.training.shelf import folder_of, steps_in
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -49,17 +50,6 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     ema: Mapping[str, Tensor] | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
-
-
-def steps_in(run: Run) -> list[int]:
-    """Steps of the checkpoints of a run, oldest first."""
-    names = (path.name for path in run.checkpoints.glob("step-*") if path.is_dir())
-    return sorted(int(name.removeprefix("step-")) for name in names)
-
-
-def folder_of(run: Run, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run.checkpoints / f"step-{step:06d}"
 
 
 def save(run: Run, checkpoint: Checkpoint, *, keep: int) -> Path:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from eridiff.devices import DTYPES
 from eridiff.errors import Interrupted, ModelError, StoreError
 from eridiff.families.base import ModelFamily
 from eridiff.recipe import Logging, Save, Train
@@ -23,7 +24,7 @@ from eridiff.training.distributed import Processes
 from eridiff.training.metrics import Tracker, Window, trackers
 from eridiff.training.order import Order
 from eridiff.training.prefetch import prefetched
-from eridiff.training.step import DTYPES
+from eridiff.training.shelf import folder_of, steps_in
 from eridiff.training.trainer import NonFiniteError, StepResult, Trainer
 
 logger = logging.getLogger(__name__)
@@ -58,21 +59,24 @@ class Job:
     config: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the caller is told, and asked.
+class Hooks(Protocol):
+    """What the caller is told, and asked."""
 
-    Attributes:
-        resumed: called once with the step that the run goes on from.
-        stop: whether to save and stop after this step.
-        step: called after each step.
-        export: writes the LoRA file of a step from the parameters by name; called on rank 0 alone.
-    """
+    def resumed(self, step: int) -> None:
+        """Called once, with the step that the run goes on from."""
+        ...
 
-    resumed: Callable[[int], None]
-    stop: Callable[[], bool]
-    step: Callable[[StepResult], None]
-    export: Callable[[int, Mapping[str, Tensor]], None]
+    def stop(self) -> bool:
+        """Whether to save and stop after this step."""
+        ...
+
+    def step(self, result: StepResult) -> None:
+        """Called after each step."""
+        ...
+
+    def export(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Writes the LoRA file of a step from the parameters by name; called on rank 0 alone."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,8 @@ class _Going:
         try:
             return self.trainer.advance(work, stop=self.hooks.stop())
         except NonFiniteError as error:
-            steps = checkpoint.steps_in(self.job.run)
-            good = checkpoint.folder_of(self.job.run, steps[-1]) if steps else "none"
+            steps = steps_in(self.job.run)
+            good = folder_of(self.job.run, steps[-1]) if steps else "none"
             raise ModelError(
                 f"{error.what} is not finite: training stopped before it could spoil the LoRA",
                 where=f"step {error.step}, samples {', '.join(error.sample_ids)}",
@@ -171,7 +175,7 @@ def _go(going: _Going, work: Iterator[StepBatches], window: Window) -> Mapping[s
             if result.stop and not ended:
                 raise Interrupted(
                     f"Stopped at step {result.step} of {job.train.steps}; everything is saved.",
-                    where=checkpoint.folder_of(job.run, result.step),
+                    where=folder_of(job.run, result.step),
                     fix="run the same command again to go on from there",
                 )
     except StoreError:
@@ -193,11 +197,11 @@ def _resume(trainer: Trainer, run: Run, processes: Processes) -> Window:
     step = processes.agree(kept.step if kept else 0)
     if not step:
         return Window()
-    kept = kept or checkpoint.load(checkpoint.folder_of(run, step))
+    kept = kept or checkpoint.load(folder_of(run, step))
     if kept.run != run.id:
         raise StoreError(
             "A checkpoint belongs to another run.",
-            where=checkpoint.folder_of(run, step),
+            where=folder_of(run, step),
             found=kept.run,
             wanted=run.id,
             fix="delete its folder",

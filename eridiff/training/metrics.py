@@ -128,9 +128,9 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Tracker]:
 
 
 @contextmanager
-def _wandb(project: str, folder: Path, name: str, run: str, config: Mapping[str, Any]) -> Iterator[Tracker]:
+def _wandb(project: str, run: Run, config: Mapping[str, Any]) -> Iterator[Tracker]:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise _missing("wandb", "logging.wandb_project") from error
     with wandb.init(

@@ -38,7 +38,7 @@ def build_optimizer(
     Raises:
         RecipeError: no such class, or arguments that it does not take.
     """
-    kind = optimizer_class(name)
+    kind: Any = optimizer_class(name)  # each class has arguments of its own
     if _needs_closure(kind):
         raise RecipeError(
             f"{kind.__name__} evaluates the loss several times a step, which this trainer does not do",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from eridiff.diffusion.objectives import Losses
 from eridiff.families.base import Conditioning, ModelFamily
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CROP_CELLS = 8
 
 
@@ -40,15 +39,15 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The batch in page-locked memory, from where a GPU fetches it while it computes."""
-        return self._each(torch.Tensor.pin_memory)
+        return self.each(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; from pinned memory without waiting for it."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def first(self) -> Batch:
         """A batch of the first sample alone."""
-        return replace(self._each(lambda tensor: tensor[:1]), sample_ids=self.sample_ids[:1])
+        return replace(self.each(lambda tensor: tensor[:1]), sample_ids=self.sample_ids[:1])
 
     def cropped(self) -> Batch | None:
         """The middle of the latents at half their sides, in whole blocks of 8 cells; None if none is left."""
@@ -61,7 +60,12 @@ class Batch:
         area = (..., slice(top, top + height), slice(left, left + width))
         return replace(self, clean=self.clean[area], noise=self.noise[area])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, always in the same order."""
+        return (self.clean, self.noise, self.t, self.cond.text, self.cond.pooled, self.cond.geometry)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
         cond = Conditioning(change(self.cond.text), change(self.cond.pooled), change(self.cond.geometry))
         return Batch(self.sample_ids, change(self.clean), change(self.noise), change(self.t), cond)
 
@@ -74,7 +78,7 @@ def losses(family: ModelFamily, denoiser: nn.Module, batch: Batch) -> Losses:
     return objective.losses(prediction, batch.clean, batch.noise, batch.t)
 
 
-def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which products are computed in `dtype` while the LoRA's parameters stay float32."""
     if dtype == torch.float32:
         return nullcontext()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from eridiff.devices import DTYPES
 from eridiff.families.base import ModelFamily
 from eridiff.recipe import Train
 from eridiff.training.batches import StepBatches
@@ -18,7 +19,7 @@ from eridiff.training.ema import MovingAverage
 from eridiff.training.gradients import GradientBuffer
 from eridiff.training.optimizers import build_optimizer
 from eridiff.training.schedules import rate_factor
-from eridiff.training.step import DTYPES, Batch, losses, precision
+from eridiff.training.step import Batch, losses, precision
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from eridiff.errors import StoreError
 from eridiff.store.runs import Run
 from eridiff.training import checkpoint
 from eridiff.training.checkpoint import Checkpoint
+from eridiff.training.shelf import folder_of, steps_in
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_no_pickle_is_written(run: Run) -> None:
 def test_only_the_newest_are_kept(run: Run) -> None:
     for step in (10, 20, 30, 1_000_000):
         checkpoint.save(run, make(step), keep=2)
-    assert checkpoint.steps_in(run) == [30, 1_000_000]
+    assert steps_in(run) == [30, 1_000_000]
     newest = checkpoint.newest(run)
     assert newest is not None
     assert newest.step == 1_000_000
@@ -86,7 +87,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     checkpoint.save(run, make(10), keep=4)
     damage(checkpoint.save(run, make(20), keep=4) / name)
     with pytest.raises(StoreError):
-        checkpoint.load(checkpoint.folder_of(run, 20))
+        checkpoint.load(folder_of(run, 20))
     newest = checkpoint.newest(run)
     assert newest is not None
     assert newest.step == 10

@@ -1,0 +1,123 @@
+"""A training put together: the denoiser with its LoRA on the device, the cached tensors, the files."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eridiff import recipe as recipes
+from eridiff.devices import DTYPES
+from eridiff.encoding.spaces import base_of, family_of
+from eridiff.errors import DataError
+from eridiff.lora.export import resolve_format
+from eridiff.lora.inject import Injected, inject, lora_state
+from eridiff.lora.metadata import describe, describe_data
+from eridiff.lora.verify import publish, rehearse
+from eridiff.store.files import write_atomic, write_json
+from eridiff.training.batches import Batches, Draws
+from eridiff.training.cached import open_cached
+from eridiff.training.inputs import Inputs
+from eridiff.training.loop import Job
+from eridiff.training.order import Order
+from eridiff.training.recompute import recompute
+
+_PACKAGES = ("eridiff", "torch", "diffusers", "transformers", "peft", "safetensors")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job, and how its LoRA becomes a file."""
+
+    inputs: Inputs
+    job: Job
+    injected: Injected
+
+    def export(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Writes the LoRA file of a step; that of the last step is the run's own.
+
+        Raises:
+            ModelError: a weight does not fit the file's type, or a program would load something else.
+            StoreError: the disk is full.
+        """
+        recipe, family, run = self.inputs.recipe, self.job.family, self.job.run
+        lora = self.injected.lora(weights)
+        file_format = resolve_format(recipe.network.format, family)
+        named = describe(
+            lora,
+            recipe,
+            family,
+            file_format=file_format,
+            step=step,
+            made=datetime.now(UTC),
+            provenance=self.inputs.provenance,
+        )
+        folders = [str(dataset.folder_path.name) for dataset in recipe.datasets]
+        publish(
+            run.lora_file(None if step == recipe.train.steps else step),
+            lora,
+            self.job.denoiser,
+            family,
+            file_format=file_format,
+            dtype=DTYPES[recipe.save.dtype],
+            metadata={**named, **describe_data(self.inputs.samples, folders)},
+        )
+
+
+def open_session(inputs: Inputs, device: torch.device) -> Session:
+    """Loads the denoiser, puts the LoRA into it, and opens the cached tensors.
+
+    Raises:
+        DataError: there is no sample to train on.
+        StoreError: latents or embeddings are missing.
+        ModelError: the base lacks the denoiser, or is of another family.
+        RecipeError: the LoRA's targets match no layers.
+    """
+    recipe = inputs.recipe
+    if not inputs.samples:
+        raise DataError(
+            "There is no image to train on.",
+            fix="add images, or lower ingest.holdout; then run `eridiff run`",
+        )
+    cached = open_cached(inputs.latents.store(), inputs.text.store(), inputs.samples)
+    family, train = family_of(recipe), recipe.train
+    denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype])
+    injected = inject(denoiser, recipe.network, family, seed=train.seed)
+    rehearse(injected, denoiser, family, file_format=resolve_format(recipe.network.format, family))
+    if train.gradient_checkpointing:
+        recompute(denoiser)
+    draws = Draws(train.seed, train.caption_dropout_rate, train.caption_dropout_pooled)
+    job = Job(
+        run=inputs.run,
+        family=family,
+        denoiser=denoiser,
+        parameters=lora_state(denoiser),
+        batches=Batches(family, cached, inputs.samples, draws),
+        order=Order(inputs.samples, train.batch_size, train.seed),
+        train=train,
+        save=recipe.save,
+        logging=recipe.logging,
+        config=recipe.model_dump(mode="json"),
+    )
+    return Session(inputs, job, injected)
+
+
+def write_facts(inputs: Inputs, device: torch.device) -> None:
+    """Keeps the resolved recipe, and what it runs with, beside the run."""
+    write_atomic(inputs.run.recipe, recipes.dump(inputs.recipe).encode())
+    write_json(inputs.run.environment, {**environment(device), "provenance": inputs.provenance})
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and device."""
+    found: dict[str, Any] = {name: metadata.version(name) for name in _PACKAGES}
+    found |= {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
+    if device.type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found

@@ -1,0 +1,186 @@
+"""Train: a LoRA from cached latents and embeddings; neither VAE nor text encoders are touched.
+
+A run is named by all that decides it, so the same recipe finds its own checkpoints, and its own result.
+Several devices: `torchrun --nproc-per-node 4 -m stages.train RECIPE`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from eridiff.device_lock import device_lock
+from eridiff.errors import DataError
+from eridiff.recipe import Recipe
+from eridiff.store.files import digest_file
+from eridiff.store.runs import Run, latest
+from eridiff.training.inputs import Inputs, inputs_of
+from eridiff.training.shelf import steps_in
+from stages.dataset import current_snapshot
+from stages.stage import Meter, StagePlan, StageReport, StopFlag, progress, stopping
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eridiff.training.distributed import Processes
+    from eridiff.training.loop import Outcome
+    from eridiff.training.session import Session
+    from eridiff.training.trainer import StepResult
+
+logger = logging.getLogger("eridiff")
+
+_SMOOTHING = 0.98
+
+
+def plan(recipe: Recipe) -> StagePlan:
+    """How many steps are left, by looking at files alone.
+
+    Raises:
+        ModelError: the base lacks the denoiser.
+    """
+    steps = recipe.train.steps
+    try:
+        inputs = inputs_of(recipe, current_snapshot(recipe))
+    except DataError:
+        return StagePlan("train", 0, steps, details={"images": "not ingested yet"})
+    if inputs.run.sealed:
+        return StagePlan("train", steps, 0)
+    made = max(steps_in(inputs.run), default=0)
+    details: dict[str, Any] = {
+        "run": inputs.run.id,
+        **{f"{k} to encode": n for k, n in inputs.missing.items()},
+    }
+    return StagePlan("train", min(made, steps - 1), max(steps - made, 1), details=details)
+
+
+def run(recipe: Recipe) -> StageReport:
+    """Trains until the last step, from the newest whole checkpoint; does nothing where that is done.
+
+    Raises:
+        DataError: nothing was ingested.
+        StoreError: latents or embeddings are missing or damaged, or the disk is full.
+        ModelError: the base is missing or does not fit, or the loss is not finite.
+        RecipeError: an optimizer or tracker is not installed, or targets match nothing.
+        Interrupted: the process was asked to stop; a checkpoint was saved.
+    """
+    started = time.monotonic()
+    inputs = inputs_of(recipe, current_snapshot(recipe))
+    if inputs.run.sealed:
+        logger.info("Nothing to train: %s is finished.", inputs.run.folder)
+        _make_latest(inputs.run)
+        return _report(inputs, started, steps_made=0)
+    with stopping() as stop:
+        outcome = _train(inputs, stop)
+    return _report(inputs, started, steps_made=outcome.steps - outcome.resumed_from)
+
+
+def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
+    from eridiff.devices import find_device, free_memory
+    from eridiff.training.distributed import processes
+    from eridiff.training.loop import train
+    from eridiff.training.session import open_session, write_facts
+
+    device = find_device(inputs.recipe.device)
+    try:
+        with device_lock(str(device)), processes(device) as us, ExitStack() as stack:
+            if us.leads:
+                write_facts(inputs, us.device)
+                _make_latest(inputs.run)
+            else:
+                logger.setLevel(logging.WARNING)  # one voice
+            session = open_session(inputs, us.device)
+            outcome = train(session.job, us, _Hooks(session, us, stop, stack))
+            if us.leads:
+                _seal(inputs, outcome)
+            us.wait()
+            return outcome
+    finally:
+        free_memory()
+
+
+class _Hooks:
+    """Shows steps, asks whether to stop, and writes LoRA files."""
+
+    def __init__(self, session: Session, us: Processes, stop: StopFlag, stack: ExitStack) -> None:
+        self._session, self._us, self._flag, self._stack = session, us, stop, stack
+        self._meter: Meter | None = None
+        self._started, self._loss, self._weight = time.monotonic(), 0.0, 0.0
+        self._made = 0
+
+    def resumed(self, step: int) -> None:
+        if not self._us.leads:
+            return
+        if step:
+            logger.info("Going on from step %d.", step)
+        steps = self._session.job.train.steps
+        self._meter = self._stack.enter_context(progress("train", steps, done=step))
+        self._started = time.monotonic()
+
+    def stop(self) -> bool:
+        return bool(self._flag)
+
+    def step(self, result: StepResult) -> None:
+        if self._meter is None:
+            return
+        self._made += 1
+        # A running mean in which the first steps count no more than the later ones.
+        self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * result.loss
+        self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
+        rate = self._made / max(time.monotonic() - self._started, 1e-9)
+        self._meter.advance(1, loss=self._loss / self._weight, steps_per_s=rate)
+
+    def export(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        self._session.export(step, weights)
+
+
+def _seal(inputs: Inputs, outcome: Outcome) -> None:
+    """Writes the seal; LoRA files of steps at which the run was only interrupted go first."""
+    run, recipe = inputs.run, inputs.recipe
+    for path in run.lora.glob(f"{run.name}-*.safetensors"):
+        step = re.fullmatch(r"-(\d{6,})", path.stem.removeprefix(run.name))
+        if step and int(step[1]) % recipe.save.save_every:
+            path.unlink()
+    run.seal(
+        {
+            "run": run.id,
+            "steps": outcome.steps,
+            "lora": run.lora_file().name,
+            "lora_digest": digest_file(run.lora_file()),
+            "numbers": dict(outcome.last),
+            "attention_difference": outcome.attention_difference,
+            "provenance": inputs.provenance,
+        }
+    )
+
+
+def _make_latest(run: Run) -> None:
+    if latest(run.root) != run:
+        run.make_latest()
+
+
+def _report(inputs: Inputs, started: float, *, steps_made: int) -> StageReport:
+    run = inputs.run
+    numbers = run.read_seal()["numbers"] if run.sealed else {}
+    shown = {key: f"{numbers[key]:.4g}" for key in ("loss", "ms_per_step", "peak_gpu_gb") if key in numbers}
+    return StageReport(
+        "train",
+        done=steps_made,
+        reused=inputs.recipe.train.steps - steps_made,
+        quarantined=0,
+        seconds=time.monotonic() - started,
+        bytes_written=sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+        if steps_made
+        else 0,
+        outputs={"run": str(run.folder), "lora": str(run.lora_file()), **shown},
+    )
+
+
+if __name__ == "__main__":
+    from stages import cli
+
+    cli.main(["train", *sys.argv[1:]])
