@@ -86,6 +86,11 @@ def from_npz(folder: Path) -> ReadSample:
     return read
 
 
+def stacked(records: Sequence[Record]) -> Record:
+    """A batch: the tensors of its samples, copied together."""
+    return {name: torch.stack([record[name] for record in records]) for name in records[0]}
+
+
 def samples_per_s(read: ReadSample, count: int, batch_size: int, seed: int) -> float:
     """Samples a second of one shuffled pass in whole batches."""
     order = list(range(count))
@@ -93,7 +98,7 @@ def samples_per_s(read: ReadSample, count: int, batch_size: int, seed: int) -> f
     started = time.perf_counter()
     for start in range(0, count, batch_size):
         records = [read(number) for number in order[start : start + batch_size]]
-        {name: torch.stack([record[name] for record in records]) for name in records[0]}
+        stacked(records)
     return count / (time.perf_counter() - started)
 
 
