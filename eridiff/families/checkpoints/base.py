@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eridiff.errors import ModelError
-from eridiff.families.checkpoints import hub, original, vocabularies
+from eridiff.families.checkpoints import fitting, hub, original, vocabularies
 from eridiff.families.checkpoints.component import Component
+from eridiff.families.checkpoints.facts import configuration
 from eridiff.families.checkpoints.layout import KINDS, CheckpointLayout, Kind
 
 if TYPE_CHECKING:
@@ -74,12 +75,14 @@ def resolve(model: Model, family: ModelFamily) -> Base:
     """
     layout, configs = family.checkpoint, model.tokenizers
     if not isinstance(model.base, str):
-        given = {kind: path for kind in KINDS if (path := getattr(model.base, kind)) is not None}
+        given: dict[Kind, Path] = {
+            kind: path for kind in KINDS if (path := getattr(model.base, kind)) is not None
+        }
         found = original.from_parts(given, layout, variant=model.variant, configs=configs)
-        return _with_tokenizers(Base(_described(given), layout, found), configs)
+        return _checked(Base(_described(given), layout, found), configs)
     path, revision = _located(model.base, model, layout)
     found = original.whole(path, layout, variant=model.variant, configs=configs)
-    return _with_tokenizers(Base(model.base, layout, found, revision), configs)
+    return _checked(Base(model.base, layout, found, revision), configs)
 
 
 def _located(name: str, model: Model, layout: CheckpointLayout) -> tuple[Path, str | None]:
@@ -98,6 +101,32 @@ def _located(name: str, model: Model, layout: CheckpointLayout) -> tuple[Path, s
         found=name,
         wanted="a diffusers folder, a safetensors file, a hub id, parts, or builtin:demo-<family>",
     )
+
+
+def _checked(base: Base, tokenizers: Path | None) -> Base:
+    """The base with tokenizers, its denoiser being of a variant that is trained here."""
+    denoiser = base.components.get(base.layout.denoiser)
+    if denoiser is not None:
+        found = variant_of(denoiser, base.layout)
+        if found not in base.layout.trained:
+            raise ModelError(
+                f"this variant of {base.layout.family} is not trained here",
+                where=denoiser.path,
+                found=found,
+                wanted=" or ".join(base.layout.trained),
+            )
+    return _with_tokenizers(base, tokenizers)
+
+
+def variant_of(denoiser: Component, layout: CheckpointLayout) -> str:
+    """The variant of a denoiser, by its configuration, which its weights' shapes stand in for.
+
+    Raises:
+        ModelError: the files are damaged, or not the family's.
+    """
+    spec = layout.models[layout.denoiser]
+    shapes = {} if denoiser.config is not None else fitting.shapes_of(spec, denoiser)
+    return layout.variant(configuration(denoiser, spec, shapes))
 
 
 def _with_tokenizers(base: Base, given: Path | None) -> Base:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from eridiff.errors import ModelError
-from eridiff.families.checkpoints import clip, t5
+from eridiff.families.checkpoints import clip, quantised, t5
+from eridiff.families.checkpoints.component import Component
 from eridiff.families.checkpoints.keys import Assembly, Piece, Shape, assembled_shape, to_diffusers
 from eridiff.families.checkpoints.layout import ModelSpec
+from eridiff.families.checkpoints.tensorfile import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +26,24 @@ def plan(spec: ModelSpec, shapes: Mapping[str, Shape]) -> dict[str, Assembly]:
     Raises:
         ModelError: some tensors have no place in such a model.
     """
-    if spec.names is not None and spec.names.is_original(shapes):
-        return to_diffusers(shapes, spec.names)
-    return {_modern(key): (Piece(key),) for key in shapes if not key.endswith(_IGNORED)}
+    weights = quantised.weights_only(shapes)
+    if spec.names is not None and spec.names.is_original(weights):
+        return to_diffusers(weights, spec.names)
+    return {_modern(key): (Piece(key),) for key in weights if not key.endswith(_IGNORED)}
+
+
+def shapes_of(spec: ModelSpec, component: Component) -> dict[str, Shape]:
+    """Shapes of a component's tensors under diffusers' or transformers' names, from its files' headers.
+
+    Raises:
+        ModelError: the files are damaged, or some tensors have no place in such a model.
+    """
+    shapes = {
+        key: info.shape
+        for path in component.weights
+        for key, info in read_header(path).under(component.prefix).items()
+    }
+    return {key: assembled_shape(assembly, shapes) for key, assembly in plan(spec, shapes).items()}
 
 
 def fit(

@@ -10,6 +10,9 @@ from eridiff.families.checkpoints.keys import Link, Names, Shape, Structure, cou
 from eridiff.families.checkpoints.loranames import LoraNames
 
 _NORM = {"scale": "weight"}
+_CHANNELS = 64
+_TOOLS = {384: "fill", 128: "canny or depth"}
+"""By input channels."""
 
 _OUTSIDE = (
     Link("img_in", ("x_embedder",)),
@@ -109,6 +112,13 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
         "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
     }
+
+
+def variant(config: Mapping[str, Any]) -> str:
+    """Dev or schnell, or a tool that takes more than latents."""
+    if config["in_channels"] != _CHANNELS:
+        return _TOOLS.get(config["in_channels"], f"unknown, with {config['in_channels']} input channels")
+    return "dev" if config["guidance_embeds"] else "schnell"
 
 
 NAMES = Names(structure, links, mark="double_blocks.0.img_attn.qkv.weight")

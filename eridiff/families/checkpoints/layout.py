@@ -70,6 +70,8 @@ class CheckpointLayout:
         tokenizers: folder in a diffusers repository to tokenizer.
         scheduler: configuration of the scheduler, for bases that bring none.
         lora: names in LoRA files.
+        variant: name of the variant that a denoiser's configuration describes.
+        trained: the variants that are trained here.
     """
 
     family: str
@@ -78,6 +80,8 @@ class CheckpointLayout:
     tokenizers: Mapping[str, TokenizerSpec]
     scheduler: str
     lora: LoraNames
+    variant: Callable[[Mapping[str, Any]], str]
+    trained: tuple[str, ...]
 
     @property
     def denoiser(self) -> str:

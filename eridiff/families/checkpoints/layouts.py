@@ -54,6 +54,8 @@ SDXL = CheckpointLayout(
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _CLIP_G},
     scheduler="sdxl_scheduler",
     lora=sdxl.LORA,
+    variant=sdxl.variant,
+    trained=("base",),
 )
 
 SD35 = CheckpointLayout(
@@ -76,6 +78,8 @@ SD35 = CheckpointLayout(
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _CLIP_G, "tokenizer_3": _T5},
     scheduler="sd35_scheduler",
     lora=sd3.LORA,
+    variant=sd3.variant,
+    trained=("3.5-medium", "3.5-large"),
 )
 
 FLUX = CheckpointLayout(
@@ -97,6 +101,8 @@ FLUX = CheckpointLayout(
     tokenizers={"tokenizer": _CLIP, "tokenizer_2": _T5},
     scheduler="flux_scheduler",
     lora=flux.LORA,
+    variant=flux.variant,
+    trained=("dev", "schnell"),
 )
 
 LAYOUTS = (SDXL, SD35, FLUX)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.errors import ModelError
-from eridiff.families.checkpoints import fitting
+from eridiff.families.checkpoints import fitting, quantised
 from eridiff.families.checkpoints.component import Component
 from eridiff.families.checkpoints.facts import configuration
 from eridiff.families.checkpoints.keys import Assembly, Shape, assemble, assembled_shape
@@ -94,9 +94,13 @@ def _fill(
         for header in headers:
             tensors = files.enter_context(mapped(header))
             owners |= dict.fromkeys(header.tensors, tensors)
+
+        def view(key: str) -> Tensor:
+            return owners[key].view(key)
+
         for shared in names.values():
             assembly = plan[shared[0]]
-            tensor = assemble(assembly, lambda key: owners[prefix + key].view(prefix + key))
+            tensor = assemble(assembly, lambda key: quantised.unscaled(prefix + key, view, owners.keys()))
             kept = wide.intersection(shared[0].split("."))
             _put(model, shared, _copied(tensor, device, torch.float32 if kept else dtype))
             for piece in assembly:

@@ -9,6 +9,8 @@ from typing import Any
 from eridiff.families.checkpoints.keys import Link, Names, Shape, Structure, count
 from eridiff.families.checkpoints.loranames import LoraNames
 
+_CHANNELS = 16
+
 _OUTSIDE = (
     Link("pos_embed", ("pos_embed.pos_embed",)),
     Link("x_embedder.proj", ("pos_embed.proj",)),
@@ -113,6 +115,15 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
         "pos_embed_max_size": math.isqrt(shapes["pos_embed.pos_embed"][1]),
         "qk_norm": "rms_norm" if norm else None,
     }
+
+
+def variant(config: Mapping[str, Any]) -> str:
+    """SD3 medium, which does not normalise queries and keys, or one of SD3.5's two."""
+    if config["in_channels"] != _CHANNELS:
+        return f"unknown, with {config['in_channels']} input channels"
+    if not config.get("qk_norm"):
+        return "3-medium"
+    return "3.5-medium" if config.get("dual_attention_layers") else "3.5-large"
 
 
 NAMES = Names(structure, links, mark="joint_blocks.0.x_block.attn.qkv.weight")

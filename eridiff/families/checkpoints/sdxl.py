@@ -112,6 +112,9 @@ def _attention(old: str, new: str, depth: int) -> list[Link]:
 
 
 _HEAD = 64
+_REFINER_VECTOR = 2560
+_VARIANTS = {4: "base", 9: "inpainting", 8: "instruct-pix2pix"}
+"""By input channels."""
 
 
 def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -143,6 +146,13 @@ def configure(facts: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, A
         "cross_attention_dim": crossing[1],
         "projection_class_embeddings_input_dim": shapes["add_embedding.linear_1.weight"][1],
     }
+
+
+def variant(config: Mapping[str, Any]) -> str:
+    """Base, refiner, or a model that takes more than latents."""
+    if config["projection_class_embeddings_input_dim"] == _REFINER_VECTOR:
+        return "refiner"
+    return _VARIANTS.get(config["in_channels"], f"unknown, with {config['in_channels']} input channels")
 
 
 NAMES = Names(structure, links, mark="input_blocks.0.0.weight")
