@@ -148,7 +148,7 @@ class Registry:
                 datetime.now(UTC).isoformat(timespec="seconds"),
                 verdict,
             )
-            served = history.served if serve is None else str(serve)
+            served = history.served if serve is None else str(serve.absolute())
             history = dataclasses.replace(history, versions=(*history.versions, version), served=served)
             if verdict.decision == "promoted":
                 self._keep_file(version)

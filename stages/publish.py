@@ -19,8 +19,10 @@ from eridiff.evaluation.work import gather
 from eridiff.recipe import Recipe
 from eridiff.registry import Registry, Verdict, Version
 from eridiff.store.files import digest_json
-from eridiff.store.runs import Run, latest
-from stages.dataset import current_snapshot, workspace
+from eridiff.store.runs import Run
+from eridiff.store.snapshots import Snapshot
+from eridiff.training.inputs import inputs_of
+from stages.dataset import current_snapshot
 from stages.stage import Meter, StagePlan, StageReport, StopFlag, progress, stopping
 
 logger = logging.getLogger("eridiff")
@@ -52,7 +54,8 @@ def run(recipe: Recipe) -> StageReport:
     outputs: dict[str, str] = {}
     version = known
     if version is None:
-        duel = Duel(gather(recipe, _finished_run(recipe), current_snapshot(recipe)), _champion(registry))
+        snapshot = current_snapshot(recipe)
+        duel = Duel(gather(recipe, _finished_run(recipe, snapshot), snapshot), _champion(registry))
         _fight(duel)
         version = registry.add(
             _verdict(recipe, registry, duel), keep=recipe.publish.keep, serve=recipe.publish.to
@@ -86,24 +89,18 @@ def made_of(recipe: Recipe) -> str:
     Raises:
         DataError: nothing was ingested.
     """
-    return digest_json(
-        {
-            "snapshot": current_snapshot(recipe).id,
-            "model": recipe.model.model_dump(mode="json"),
-            "network": recipe.network.model_dump(mode="json", exclude={"init_from"}),
-            "train": recipe.train.model_dump(mode="json"),
-            "text_dtype": recipe.precompute.text_dtype,
-            "start_from": recipe.retrain.start_from,
-        }
-    )
+    network = recipe.network.model_copy(update={"init_from": None})
+    plain = recipe.model_copy(update={"network": network})
+    run_id = inputs_of(plain, current_snapshot(recipe)).run.id
+    return digest_json({"run": run_id, "start_from": recipe.retrain.start_from})
 
 
-def _finished_run(recipe: Recipe) -> Run:
-    run = latest(workspace(recipe).run_root(recipe.name))
-    if run is None or not run.sealed:
+def _finished_run(recipe: Recipe, snapshot: Snapshot) -> Run:
+    run = inputs_of(recipe, snapshot).run
+    if not run.sealed:
         raise StoreError(
             "There is no finished training to publish.",
-            where=workspace(recipe).run_root(recipe.name),
+            where=run.folder,
             fix="run `eridiff run` with this recipe first",
         )
     return run
@@ -146,7 +143,7 @@ def _verdict(recipe: Recipe, registry: Registry, duel: Duel) -> Verdict:
         made_of=made_of(recipe),
         run=duel.work.run.id,
         snapshot=duel.work.snapshot.id,
-        source=str(duel.work.final.path),
+        source=str(duel.work.final.path.absolute()),
         loss=challenger.mean,
         rival_loss=rival.mean,
     )
@@ -156,8 +153,8 @@ def comparison_words(challenger: Losses, rival: Losses, name: str, margin: float
     """Both losses and their distance beside the margin, for people."""
     change = (challenger.mean - rival.mean) / rival.mean
     return (
-        f"hold-out loss {challenger.mean:.5f} against {name} {rival.mean:.5f} "
-        f"({change:+.2%}; it takes more than {-margin:.2%})"
+        f"hold-out loss {challenger.mean:.5f} against {name} {rival.mean:.5f}: "
+        f"{abs(change):.2%} {'lower' if change < 0 else 'higher'}, more than {margin:.1%} lower is asked"
     )
 
 

@@ -110,6 +110,12 @@ def remember(recipe: Recipe, space: Space) -> None:
         write_json(note, dict(space.description))
 
 
+def remembered(data: Path) -> frozenset[str]:
+    """Digests of all spaces that recipes mean, as `remember` noted them below a `data` folder."""
+    notes = (data / "spaces").glob("*.json")
+    return frozenset(digest_json(read_json(note, fix=_FIX_NOTE))[:_LENGTH] for note in notes)
+
+
 def what_changed(space: Space) -> tuple[str, ...]:
     """What distinguishes a space from the stored one most like it; nothing where there is no other."""
     others = [

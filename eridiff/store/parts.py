@@ -178,6 +178,15 @@ class TensorStore:
             *(Damage(mark["part"], mark["key"], mark["reason"]) for mark in lost),
         ]
 
+    def keys_by_part(self) -> dict[str, frozenset[str]]:
+        """Keys of the items that can be read in each part."""
+        items = self._look().items_by_part().items()
+        return {part: frozenset(key for key, _ in held) for part, held in items}
+
+    def part_files(self, part: str) -> tuple[Path, Path]:
+        """A part's index, whose removal ends the part, and its data file."""
+        return self._parts.index_path(part), self._parts.data_path(part)
+
     def describe(self, description: Mapping[str, Any]) -> None:
         """Keeps what the space's digest was made of in `space.json`; done once."""
         path = self.folder / "space.json"

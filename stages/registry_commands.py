@@ -1,0 +1,107 @@
+"""`eridiff registry`: what was judged, which LoRA is the champion, and changing that by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eridiff.registry import History, Registry, Version, names
+
+app = typer.Typer(
+    name="registry",
+    no_args_is_help=True,
+    help="Champions: which LoRA of a name is served, what it beat, and how to change that by hand.",
+)
+output = Console()
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name.")]
+Folder = Annotated[Path, typer.Option("--registry", help="The recipe's `storage.registry`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+_HERE = Path("registry")
+
+
+@app.command("list")
+def list_names(root: Folder = _HERE, as_json: AsJson = False) -> None:
+    """All names with their champions."""
+    found = {name: Registry(root, name).history() for name in names(root)}
+    if as_json:
+        _print_json(
+            {
+                name: history.champion and dataclasses.asdict(history.champion)
+                for name, history in found.items()
+            }
+        )
+        return
+    table = Table("name", "champion", "hold-out loss", "versions", "judged", "served in")
+    for name, history in found.items():
+        best = history.champion
+        shown = (str(best.number), _loss(best.verdict.loss)) if best else ("none", "")
+        last = history.versions[-1].at if history.versions else ""
+        table.add_row(name, *shown, str(len(history.versions)), last, history.served or "")
+    output.print(table)
+
+
+@app.command()
+def show(name: Name, root: Folder = _HERE, as_json: AsJson = False) -> None:
+    """Every version of a name: what was decided, and why."""
+    registry = Registry(root, name)
+    history = registry.history()
+    if as_json:
+        _print_json(dataclasses.asdict(history))
+        return
+    table = Table("version", "decision", "hold-out loss", "rival", "dataset", "run", "judged", "file")
+    for version in history.versions:
+        verdict = version.verdict
+        table.add_row(
+            f"{version.number}{_mark(history, version)}",
+            verdict.decision,
+            _loss(verdict.loss),
+            _loss(verdict.rival_loss),
+            verdict.snapshot[:12],
+            verdict.run,
+            version.at,
+            "kept" if registry.file(version).is_file() else "",
+        )
+    output.print(table)
+
+
+@app.command()
+def promote(
+    name: Name,
+    number: Annotated[int, typer.Argument(metavar="VERSION", help="Its number in `registry show`.")],
+    root: Folder = _HERE,
+) -> None:
+    """Makes a version the champion, whatever was decided about it."""
+    _tell(Registry(root, name), Registry(root, name).promote(number))
+
+
+@app.command()
+def rollback(name: Name, root: Folder = _HERE) -> None:
+    """Makes the previous champion the champion again; once more goes back one more."""
+    _tell(Registry(root, name), Registry(root, name).rollback())
+
+
+def _tell(registry: Registry, version: Version) -> None:
+    served = registry.history().served
+    where = f", served in {served}" if served else ""
+    output.print(f"The champion of {registry.name} is version {version.number}{where}.", soft_wrap=True)
+
+
+def _mark(history: History, version: Version) -> str:
+    return " (champion)" if history.champion == version else ""
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.5f}"
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

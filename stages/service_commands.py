@@ -1,0 +1,153 @@
+"""Commands around the pipeline: publishing, housekeeping, watching folders, and serving it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from eridiff.errors import RecipeError, StoreError
+from eridiff.recipe import Recipe
+from eridiff.store.garbage import remove
+from eridiff.store.workspace import Workspace
+from stages import pipeline
+from stages.reclaim import Places, garbage
+from stages.stage import human_bytes
+from stages.verify import faults
+
+app = typer.Typer()
+output = Console()
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. configs/sdxl.yaml.")]
+RecipePaths = Annotated[
+    list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes whose storage is meant.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: `--set publish.margin=0.01`."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Data = Annotated[Path, typer.Option(help="The folder of shards, latents and embeddings.")]
+Runs = Annotated[Path, typer.Option(help="The folder of runs.")]
+RegistryFolder = Annotated[Path, typer.Option(help="The folder of champions.")]
+
+
+@app.command()
+def publish(path: RecipePath, settings: Settings = None, as_json: AsJson = False) -> None:
+    """The LoRA against its name's champion on the hold-out; the better one is served in `publish.to`."""
+    report = pipeline.run_stage("publish", pipeline.load_recipe(path, settings or ()))
+    if as_json:
+        _print_json(report.as_dict())
+        return
+    for name, value in report.outputs.items():
+        output.print(f"[bold]{name}[/]: {value}", soft_wrap=True)
+
+
+@app.command()
+def gc(
+    paths: RecipePaths = None,
+    data: Data = Path("data"),
+    runs: Runs = Path("runs"),
+    registry: RegistryFolder = Path("registry"),
+    old_runs: Annotated[
+        bool, typer.Option("--old-runs", help="Runs, too, that are neither newest nor registered.")
+    ] = False,
+    hours: Annotated[float, typer.Option(min=0, help="Files younger than this stay.")] = 24.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this, only say.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What no snapshot, run, champion or recipe leads to any more. Says only, unless told to delete.
+
+    Name recipes that were prepared and not trained yet, so that their prompts stay embedded.
+    """
+    recipes = [pipeline.load_recipe(path) for path in paths or ()]
+    places = _places(recipes, data, runs, registry)
+    found = garbage(places, recipes, old_runs=old_runs, min_age_s=hours * 3600)
+    sizes = [one.nbytes for one in found]
+    if delete:
+        remove(found)
+    if as_json:
+        shown = zip(found, sizes, strict=True)
+        _print_json(
+            [{"what": g.what, "why": g.why, "path": str(g.paths[0]), "bytes": size} for g, size in shown]
+        )
+        return
+    if not found:
+        output.print("Nothing can go: everything is led to.")
+        return
+    table = Table("what", "why", "path", "size")
+    for one, size in zip(found, sizes, strict=True):
+        table.add_row(one.what, one.why, str(one.paths[0]), human_bytes(size))
+    output.print(table)
+    total = human_bytes(sum(sizes))
+    output.print(f"{total} deleted." if delete else f"{total} can go: `--delete` deletes it.")
+
+
+@app.command()
+def verify(
+    paths: RecipePaths = None,
+    data: Data = Path("data"),
+    runs: Runs = Path("runs"),
+    registry: RegistryFolder = Path("registry"),
+    as_json: AsJson = False,
+) -> None:
+    """Reads every byte again: images, latents, embeddings, LoRA files, champions. Exit code 4 if any changed.
+
+    Damaged items are marked, so that the next run makes them anew.
+    """
+    recipes = [pipeline.load_recipe(path) for path in paths or ()]
+    found = faults(_places(recipes, data, runs, registry))
+    if as_json:
+        _print_json([dataclasses.asdict(fault) for fault in found])
+    elif found:
+        table = Table("where", "what", "do")
+        for fault in found:
+            table.add_row(fault.where, fault.what, fault.fix)
+        output.print(table)
+    else:
+        output.print("Everything is as it was written.")
+    if found:
+        raise StoreError(f"{len(found)} things are not as they were written.", fix="see the list above")
+
+
+@app.command()
+def watch(
+    path: RecipePath,
+    settings: Settings = None,
+    quiet: Annotated[float, typer.Option(min=0, help="Seconds without a change before it is told.")] = 30.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 5.0,
+) -> None:
+    """Tells Prefect when the recipe's images changed, so that `retrain/on-new-data` runs."""
+    from stages import watch as watching
+
+    watching.watch(pipeline.load_recipe(path, settings or ()), path, quiet_s=quiet, every_s=every)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
+    jobs: Annotated[int, typer.Option(min=1, help="Flow runs at a time on this machine.")] = 1,
+) -> None:
+    """Prefect's server, work pool, GPU limit, automations, deployments and a worker, until Ctrl-C."""
+    from stages import serve as serving
+
+    serving.serve(host=host, port=port, jobs=jobs)
+
+
+def _places(recipes: list[Recipe], data: Path, runs: Path, registry: Path) -> Places:
+    kept = {(recipe.storage.data, recipe.storage.runs, recipe.storage.registry) for recipe in recipes}
+    if len(kept) > 1:
+        raise RecipeError("These recipes have different storage.", fix="name those of one storage at a time")
+    data, runs, registry = next(iter(kept), (data, runs, registry))
+    return Places(Workspace(data, runs), registry)
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
