@@ -15,13 +15,13 @@ from eridiff.errors import ModelError
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.adapters import Adapter, Lora
 from eridiff.lora.names import named
+from eridiff.lora.structures import STRUCTURE_KEY
 from eridiff.store.files import write_atomic
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-STRUCTURE_KEY = "eridiff.structure"
 
 
 def write_lora(

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from eridiff.families.checkpoints.keys import Link, Structure
+from eridiff.families.checkpoints.keys import Structure
 from eridiff.families.checkpoints.layout import CheckpointLayout
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.adapters import Adapter
 from eridiff.lora.fusion import fuse
-
-KOHYA_DENOISER = "lora_unet"
-
-
-def denoiser_links(layout: CheckpointLayout, structure: Structure) -> list[Link]:
-    """The links of a denoiser's modules."""
-    names = layout.models[layout.denoiser].names
-    assert names is not None
-    return list(names.links(structure))
+from eridiff.lora.resolving import KOHYA_DENOISER, denoiser_links, flat
 
 
 def named(
@@ -58,8 +50,3 @@ def within(layers: Mapping[str, Adapter], component: str) -> dict[str, Adapter]:
     """The adapters of one component, by module."""
     start = f"{component}."
     return {name.removeprefix(start): adapter for name, adapter in layers.items() if name.startswith(start)}
-
-
-def flat(module: str) -> str:
-    """A module's name as kohya writes it."""
-    return module.replace(".", "_")

@@ -7,13 +7,27 @@ from dataclasses import dataclass
 
 from eridiff.families.checkpoints.keys import Link, Structure
 from eridiff.families.checkpoints.layout import CheckpointLayout
-from eridiff.lora.names import denoiser_links, flat
 
 _TEXT_LEVEL = "text_model."
 _ORIGINAL_CLIPS = {
     "clip_l": "text_encoders.clip_l.transformer.",
     "clip_g": "text_encoders.clip_g.transformer.",
 }
+
+
+KOHYA_DENOISER = "lora_unet"
+
+
+def denoiser_links(layout: CheckpointLayout, structure: Structure) -> list[Link]:
+    """The links of a denoiser's modules."""
+    names = layout.models[layout.denoiser].names
+    assert names is not None
+    return list(names.links(structure))
+
+
+def flat(module: str) -> str:
+    """A module's name as kohya writes it."""
+    return module.replace(".", "_")
 
 
 @dataclass(frozen=True)
@@ -78,12 +92,12 @@ _CLIP_LAYER = (
 def _denoiser_names(layout: CheckpointLayout, structure: Structure) -> Iterator[tuple[str, Place]]:
     for link in denoiser_links(layout, structure):
         place = Place(layout.denoiser, link)
-        yield f"lora_unet_{flat(link.original)}", place
+        yield f"{KOHYA_DENOISER}_{flat(link.original)}", place
         yield f"diffusion_model.{link.original}", place
         yield f"model.diffusion_model.{link.original}", place
         for module in link.diffusers:
             alone = Place(layout.denoiser, Link(module, (module,)))
             for start in (f"{layout.denoiser}.", "base_model.model.", ""):
                 yield f"{start}{module}", alone
-            for start in ("lora_unet_", "lora_transformer_", "lycoris_"):
+            for start in (f"{KOHYA_DENOISER}_", "lora_transformer_", "lycoris_"):
                 yield f"{start}{flat(module)}", alone

@@ -15,8 +15,8 @@ from torch import Tensor
 from eridiff.errors import ModelError
 from eridiff.lora.adapters import Adapter, Lora
 from eridiff.lora.export import structure_metadata, tensors, write_lora
-from eridiff.lora.names import denoiser_links, flat
 from eridiff.lora.read import read_lora
+from eridiff.lora.resolving import denoiser_links, flat
 from tests.lora.conftest import Tiny
 
 PAIRS = [

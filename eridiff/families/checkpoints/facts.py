@@ -9,7 +9,7 @@ from typing import Any
 
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.component import Component
-from eridiff.families.checkpoints.folder import read_json
+from eridiff.families.checkpoints.folder import class_name, read_json
 from eridiff.families.checkpoints.keys import Shape
 from eridiff.families.checkpoints.layout import ModelSpec
 
@@ -34,8 +34,7 @@ def configuration(component: Component, spec: ModelSpec, shapes: Mapping[str, Sh
     """
     if component.config is None:
         return spec.configure(fact(spec.facts), shapes)
-    config = read_json(component.config)
-    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    config, named = read_json(component.config), class_name(component.config)
     if named is not None and named not in spec.class_names:
         raise ModelError(
             f"{component.name} is another kind of model",

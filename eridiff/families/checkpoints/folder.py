@@ -94,6 +94,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
+def class_name(config: Path) -> str | None:
+    """The class that a configuration names, or none.
+
+    Raises:
+        ModelError: the file is no configuration.
+    """
+    fields = read_json(config)
+    return fields.get("_class_name") or next(iter(fields.get("architectures") or ()), None)
+
+
 def _shards(index: Path) -> tuple[Path, ...]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
