@@ -10,7 +10,6 @@ export DO_NOT_TRACK := 1
 .PHONY: demo test lint format lock clean
 
 demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny base: FAMILY=sdxl|sd35|flux
-	$(BIN)/python -m eridiff.demo.dataset data/demo
 	$(BIN)/python -m flows.train_lora configs/demo-$(FAMILY).yaml
 
 test: $(VENV)/installed-dev  ## Everything that needs no GPU

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from eridiff.demo.dataset import folder_of
 from eridiff.recipe import Recipe
 from eridiff.store import snapshots
 from eridiff.store.snapshots import Snapshot
@@ -13,11 +16,20 @@ def workspace(recipe: Recipe) -> Workspace:
     return Workspace(recipe.storage.data, recipe.storage.runs)
 
 
+def folders(recipe: Recipe) -> list[Path]:
+    """The folder, or tar, of each of a recipe's datasets.
+
+    Raises:
+        DataError: one is said to be built in, and is not.
+    """
+    return [folder_of(dataset.folder_path, recipe.storage.data) for dataset in recipe.datasets]
+
+
 def dataset_key(recipe: Recipe) -> str:
     """The key of a recipe's dataset: a digest of the sections that decide its snapshot."""
     datasets = [
-        {**dataset.model_dump(mode="json"), "folder_path": str(dataset.folder_path.absolute())}
-        for dataset in recipe.datasets
+        {**dataset.model_dump(mode="json"), "folder_path": str(folder.absolute())}
+        for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True)
     ]
     return snapshots.dataset_key(
         {

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
 
+from eridiff.demo.dataset import ensure, is_begun, num_undrawn
 from eridiff.errors import DataError, Interrupted, StoreError
 from eridiff.images.bucket_report import bucket_rows, bucket_table
 from eridiff.images.discover import Discovery, discover
@@ -24,7 +25,7 @@ from eridiff.images.sources import Source
 from eridiff.recipe import Recipe
 from eridiff.store.files import atomic_path, remove_abandoned, write_json
 from eridiff.store.snapshots import Snapshot, current, dataset_folder, diff, save_current
-from stages.dataset import dataset_key, workspace
+from stages.dataset import dataset_key, folders, workspace
 from stages.layout import Layout, lay_out
 from stages.stage import StagePlan, StageReport, StopFlag, console, human_bytes, progress, stopping
 from stages.superseded import remove_superseded
@@ -49,15 +50,17 @@ def plan(recipe: Recipe) -> StagePlan:
     found = _discover(recipe)
     known = _known(recipe)
     unread = _unread(found, known)
-    if unread:
+    undrawn = sum(num_undrawn(dataset.folder_path, recipe.storage.data) for dataset in recipe.datasets)
+    if unread or undrawn:
         images = [source for source, examine in unread if examine is examine_image]
         captions = len(unread) - len(images)
+        details = {"images to draw": undrawn} if undrawn else {}
         return StagePlan(
             "ingest",
             done=sum(len(discovery.images) for discovery in found) - max(len(images), captions),
-            missing=max(len(images), captions),
+            missing=max(len(images), captions) + undrawn,
             bytes_to_write=sum(source.num_bytes for source in images),
-            details={"images to read": len(images), "captions to read": captions},
+            details={**details, "images to read": len(images), "captions to read": captions},
         )
     layout = lay_out(recipe, found, known)
     missing = _missing_shards(recipe, layout)
@@ -83,6 +86,7 @@ def run(recipe: Recipe) -> StageReport:
         Interrupted: the process was asked to stop; what was read and written so far is kept.
     """
     started = time.monotonic()
+    _draw(recipe)
     found = _discover(recipe)
     known = _known(recipe)
     with stopping() as stop:
@@ -118,8 +122,21 @@ def _folder(recipe: Recipe) -> Path:
     return dataset_folder(workspace(recipe).datasets, dataset_key(recipe))
 
 
+def _draw(recipe: Recipe) -> None:
+    """Draws what is missing of the datasets that are built in."""
+    for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True):
+        if count := ensure(dataset.folder_path, recipe.storage.data):
+            logger.info("ingest: drew %d images into %s", count, folder)
+
+
 def _discover(recipe: Recipe) -> list[Discovery]:
-    return [discover(dataset.folder_path, caption_endings=dataset.caption_ext) for dataset in recipe.datasets]
+    """What each dataset holds: nothing, where all of a built-in one is still to be drawn."""
+    return [
+        discover(folder, caption_endings=dataset.caption_ext)
+        if is_begun(dataset.folder_path, recipe.storage.data)
+        else Discovery()
+        for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True)
+    ]
 
 
 def _known(recipe: Recipe) -> ScanCache:

@@ -55,6 +55,7 @@ class Dataset(Section):
     """A folder of images with captions beside them."""
 
     folder_path: Path
+    """A folder, a webdataset `.tar`, or `builtin:demo-neon`: 48 images that `ingest` draws by itself."""
     caption_ext: tuple[str, ...] = ("txt", "caption")
     """Endings of caption files, in order of preference."""
     default_caption: str | None = None
