@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -50,6 +51,8 @@ def run_all(chosen: Recipe) -> Iterator[StageReport]:
 def record(chosen: Recipe, report: StageReport) -> StageReport:
     """Logs a report's closing line and keeps the report, with the seconds spent over all its runs."""
     logger.info(report.line())
+    if os.environ.get("RANK", "0") != "0":  # of processes that torchrun started, one writes
+        return report
     path = _record_path(chosen, report.stage)
     spent = recorded(chosen, report.stage).get("total_seconds", 0.0) + report.seconds
     write_atomic(path, json.dumps(report.as_dict() | {"total_seconds": spent}, indent=2).encode())

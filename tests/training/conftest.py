@@ -20,7 +20,6 @@ from eridiff.store.snapshots import Sample, text_key
 from eridiff.tensors import to_stored
 from eridiff.training.cached import Cached, open_cached
 
-torch.set_num_threads(1)  # tiny products: threads that wait for each other on a busy machine cost minutes
 CPU = torch.device("cpu")
 CAPTIONS = ("", "a red circle on a sand background", "two blue stars", "a small green square")
 
