@@ -1,4 +1,4 @@
-"""`eridiff serve`: Prefect's server, its setup, the deployments and a worker, here, until Ctrl-C."""
+"""`eridiff serve` and `eridiff worker`: Prefect's processes on this machine, ended in the right order."""
 
 from __future__ import annotations
 
@@ -8,75 +8,106 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from eridiff.errors import EridiffError, RecipeError
+from stages.drain import drain, healthy
 from stages.stage import StopFlag, stopping
 
 logger = logging.getLogger("eridiff")
 
-POOL = "eridiff-local"
 START_S = 180.0
 STOP_S = 60.0
-"""How long the worker may take to end: its runs save a checkpoint meanwhile."""
+"""How long runs may take to save, and a process to end."""
 
 _PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 
 
-def serve(*, host: str, port: int, jobs: int) -> None:
-    """Runs everything until SIGINT or SIGTERM, or until one of the processes ends by itself.
+def serve(*, host: str, port: int, pool: str, jobs: int) -> None:
+    """Server, pool, GPU limit, automations, deployments and a worker, until SIGINT or SIGTERM.
 
     Args:
         host: address that the server listens on.
         port: likewise.
+        pool: the process pool that deployments name.
         jobs: flow runs at a time on this machine.
 
     Raises:
-        RecipeError: this is no project folder, or the port is taken.
-        EridiffError: a process ended by itself.
+        RecipeError: this is no project folder, or a server runs there already.
+        EridiffError: a process failed, or ended by itself.
     """
     if not Path("prefect.yaml").is_file():
         raise RecipeError(
             "There are no deployments here.",
             where=Path.cwd(),
             wanted="prefect.yaml",
-            fix="run this in the project's folder",
+            fix="run it in the project",
         )
     url = f"http://{host}:{port}/api"
-    if _healthy(url):
+    if healthy(url):
         raise RecipeError("A server runs there already.", where=url, fix="choose another --port, or use it")
-    gpus, limit = len(list(Path("/dev").glob("nvidia[0-9]*"))), f"gpu-{os.uname().nodename}"
-    environment = _environment(url, limit if gpus else None)
-    with (
-        stopping() as stop,
-        _running([*_PREFECT, "server", "start", "--host", host, "--port", str(port)], environment) as server,
-    ):
+    environment = _environment(url)
+    command = [*_PREFECT, "server", "start", "--host", host, "--port", str(port)]
+    with stopping() as stop, _running(command, environment) as server:
         _wait_until_healthy(url, server, stop)
         if stop:
             return
-        setup = [sys.executable, "-m", "flows.setup", "--pool", POOL]
-        _run([*setup, "--gpu-limit", limit, "--gpus", str(gpus)] if gpus else setup, environment)
+        limit = environment.get("ERIDIFF_GPU_LIMIT")
+        limits = ["--gpu-limit", limit, "--gpus", str(_num_gpus())] if limit else []
+        _run([sys.executable, "-m", "flows.setup", "--pool", pool, *limits], environment)
         _run([*_PREFECT, "deploy", "--all"], environment)
-        worker_command = [*_PREFECT, "worker", "start", "--pool", POOL, "--limit", str(jobs)]
-        with _running(worker_command, environment) as worker:
-            logger.info("Serving: http://%s:%d, Ctrl-C ends it. In another shell:", host, port)
+        with _worker(url, pool, jobs, environment) as worker:
+            logger.info("Serving http://%s:%d until Ctrl-C. In another shell:", host, port)
             logger.info("export PREFECT_API_URL=%s", url)
-            _watch({"the server": server, "the worker": worker}, stop)
+            _wait({"the server": server, "the worker": worker}, stop)
     logger.info("Stopped.")
 
 
-def _environment(url: str, gpu_limit: str | None) -> dict[str, str]:
+def work(*, url: str, pool: str, jobs: int) -> None:
+    """A worker for a server elsewhere, until SIGINT or SIGTERM; its runs save before it ends.
+
+    Raises:
+        RecipeError: no server answers.
+        EridiffError: the worker ended by itself.
+    """
+    if not healthy(url):
+        raise RecipeError(
+            "No Prefect server answers.",
+            where=url,
+            fix="export PREFECT_API_URL=http://HOST:4200/api, as `eridiff serve` says",
+        )
+    with stopping() as stop, _worker(url, pool, jobs, _environment(url)) as worker:
+        _wait({"the worker": worker}, stop)
+
+
+def _num_gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _environment(url: str) -> dict[str, str]:
     own = {
         "PREFECT_API_URL": url,
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(Path(".prefect").absolute())),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    return {**os.environ, **own, **({"ERIDIFF_GPU_LIMIT": gpu_limit} if gpu_limit else {})}
+    if _num_gpus():
+        own["ERIDIFF_GPU_LIMIT"] = os.environ.get("ERIDIFF_GPU_LIMIT", f"gpu-{os.uname().nodename}")
+    return {**os.environ, **own}
+
+
+@contextmanager
+def _worker(
+    url: str, pool: str, jobs: int, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [*_PREFECT, "worker", "start", "--pool", pool, "--limit", str(jobs)]
+    with _running(command, environment) as worker:
+        try:
+            yield worker
+        finally:
+            if worker.poll() is None and healthy(url):
+                drain(url, worker.pid, wait_s=STOP_S)
 
 
 @contextmanager
@@ -105,7 +136,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], stop: StopFlag) -> None:
     end = time.monotonic() + START_S
-    while not stop and not _healthy(url):
+    while not stop and not healthy(url):
         if server.poll() is not None:
             raise EridiffError("The server did not start.", found=f"exit code {server.returncode}")
         if time.monotonic() > end:
@@ -115,15 +146,7 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], stop: StopFla
         time.sleep(0.2)
 
 
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _watch(processes: Mapping[str, subprocess.Popen[bytes]], stop: StopFlag) -> None:
+def _wait(processes: Mapping[str, subprocess.Popen[bytes]], stop: StopFlag) -> None:
     while not stop:
         for name, process in processes.items():
             if process.poll() is not None:

@@ -21,6 +21,8 @@ from stages.reclaim import Places, garbage
 from stages.stage import human_bytes
 from stages.verify import faults
 
+POOL = "eridiff-local"
+
 app = typer.Typer()
 output = Console()
 
@@ -33,6 +35,8 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: `--set publish.margin=0.01`."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Pool = Annotated[str, typer.Option(help="The process pool that deployments name.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Flow runs at a time on this machine.")]
 Data = Annotated[Path, typer.Option(help="The folder of shards, latents and embeddings.")]
 Runs = Annotated[Path, typer.Option(help="The folder of runs.")]
 RegistryFolder = Annotated[Path, typer.Option(help="The folder of champions.")]
@@ -133,12 +137,28 @@ def watch(
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
-    jobs: Annotated[int, typer.Option(min=1, help="Flow runs at a time on this machine.")] = 1,
+    pool: Pool = POOL,
+    jobs: Jobs = 1,
 ) -> None:
-    """Prefect's server, work pool, GPU limit, automations, deployments and a worker, until Ctrl-C."""
+    """Prefect's server, work pool, GPU limit, automations, deployments and a worker, until Ctrl-C.
+
+    Ctrl-C lets runs save a checkpoint before anything ends.
+    """
     from stages import serve as serving
 
-    serving.serve(host=host, port=port, jobs=jobs)
+    serving.serve(host=host, port=port, pool=pool, jobs=jobs)
+
+
+@app.command()
+def worker(
+    url: Annotated[str, typer.Option(envvar="PREFECT_API_URL", help="The server's API.")],
+    pool: Pool = POOL,
+    jobs: Jobs = 1,
+) -> None:
+    """A worker on this machine for a server elsewhere, until Ctrl-C or SIGTERM; its runs save first."""
+    from stages import serve as serving
+
+    serving.work(url=url, pool=pool, jobs=jobs)
 
 
 def _places(recipes: list[Recipe], data: Path, runs: Path, registry: Path) -> Places:
