@@ -1,7 +1,7 @@
 """Make the three tiny bases: `python -m eridiff.demo.pretrain --family all --out DIR --minutes 9`.
 
-Scenes are drawn while the trainings get ready; two autoencoders (4 and 16 channels) are trained side by side,
-then the denoisers. Every training stops at its share of the time, saves what it has, and fails alone: one
+Two autoencoders (4 and 16 channels) are trained side by side, then the denoisers, which compile their kernels
+meanwhile. Every training stops at its share of the time, saves what it has, and fails alone: one
 that dies is started once more without compiled kernels.
 """
 
@@ -27,7 +27,7 @@ CHANNELS: Mapping[str, int] = {"sdxl": 4, "sd35": 16, "flux": 16}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {"sdxl": {}, "sd35": {"t5_length": 32}, "flux": {"t5_length": 32}}
 """`model.options` of the bases: captions are short, so T5's row is."""
 
-_VAE_SHARE, _DENOISER_SHARE = 0.36, 0.93
+_VAE_SHARE, _DENOISER_SHARE = 0.62, 0.93
 _RETRY_MIN_S = 60
 _GRACE_S = {"cuda": 25, "cpu": 600}
 """How long after the end a job may still save and sample."""
@@ -84,6 +84,10 @@ class Plan:
         """The neon scenes, once they are drawn."""
         return Corpus(self.work / "neon", max(16, self.scenes // _NEON_DIVISOR))
 
+    def ready(self, job: str) -> Path:
+        """A file that says that a job has compiled its kernels."""
+        return self.work / f"{job}.ready"
+
     def vae_folder(self, channels: int) -> Path:
         """Where the autoencoder of that many channels lies, once it is trained."""
         return self.work / f"vae-{channels}"
@@ -100,13 +104,18 @@ def main(arguments: list[str] | None = None) -> int:
     jobs |= {family: (make_base, family) for family in plan.families}
     context = get_context("spawn")
     running = {name: context.Process(target=job, args=(plan, item)) for name, (job, item) in jobs.items()}
-    for process in running.values():
+    autoencoders = {name: process for name, process in running.items() if name.startswith("vae")}
+    for process in autoencoders.values():
         process.start()
     processors = max(1, (os.cpu_count() or 2) - 2)
     for corpus, style in ((plan.neon, "neon"), (plan.plain, "plain")):
         first_seed = plan.seed * 10_000_000 + (5_000_000 if style == "neon" else 0)
         draw_corpus(corpus.folder, corpus.count, style, first_seed=first_seed, processes=processors)
         log.info("drew %d %s scenes in %.0f s", corpus.count, style, time.time() - plan.start)
+    while any(process.is_alive() and not plan.ready(name).exists() for name, process in autoencoders.items()):
+        time.sleep(0.2)  # their kernels are wanted first: let them have all processors
+    for name in plan.families:
+        running[name].start()
     failed = _finish(plan, jobs, running, context)
     made = [family for family in plan.families if (plan.out / f"demo-{family}.tar").is_file()]
     log.info("made %s; failed: %s; %.0f s", made, failed or "none", time.time() - plan.start)
@@ -126,6 +135,7 @@ def make_vae(plan: Plan, channels: int) -> None:
     wait_for(plan.plain.folder / "captions.json", plan.at(1))
     pace = Pace(plan.device, plan.vae_batch, plan.fast, plan.at(_VAE_SHARE))
     trainer = VaeTrainer(vae, plan.plain, plan.neon, pace, seed=plan.seed)
+    plan.ready(f"vae-{channels}").touch()
     log.info("vae %d: ready", channels)
     trainer.train()
     unfinished = plan.vae_folder(channels).with_suffix(".part")
@@ -286,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9, help="time in all")
     parser.add_argument("--scenes", type=int, default=80_000, help="plain scenes to draw")
     parser.add_argument("--batch", type=int, default=256, help="scenes in a denoiser's step")
-    parser.add_argument("--vae-batch", type=int, default=64, help="scenes in an autoencoder's step")
+    parser.add_argument("--vae-batch", type=int, default=32, help="scenes in an autoencoder's step")
     parser.add_argument("--size", choices=("demo", "tiny"), default="demo")
     parser.add_argument("--plain-kernels", action="store_true", help="neither compile nor graph the steps")
     parser.add_argument("--seed", type=int, default=0)

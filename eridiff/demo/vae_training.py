@@ -22,6 +22,7 @@ _KL_WEIGHT = 1e-4
 _NEON_SHARE = 0.2
 _RECOLOURED_SHARE = 0.3
 _PEAK_LR = 8e-4
+_SETTLING_SHARE = 0.15
 _STATISTICS_IMAGES = 4096
 _ENCODE_BATCH = 256
 _REPORT_S = 20
@@ -72,12 +73,12 @@ class VaeTrainer:
         self._step = TrainingStep(vae, self._loss, capture=pace.fast)
 
     def train(self) -> None:
-        """Train until the deadline; half-way and at the end fold the latents to zero mean, unit variance."""
+        """Train until the deadline; early on and at the end fold the latents to zero mean, unit variance."""
         start = time.time()
-        middle = start + 0.5 * (self._pace.deadline - start)
-        self._run(start, middle, first=True)
+        settled = start + _SETTLING_SHARE * (self._pace.deadline - start)
+        self._run(start, settled, first=True)
         self._fold()
-        self._run(middle, self._pace.deadline, first=False)
+        self._run(settled, self._pace.deadline, first=False)
         self._fold()
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class VaeTrainer:
             if steps == 2 or (steps % 50 == 0 and time.time() - told > _REPORT_S):
                 log.info("vae %d: step %d loss %.4f", self._noise.shape[1], steps, _finite(loss))
                 told = time.time()
-        log.info("vae %d: %d steps in this half", self._noise.shape[1], steps)
+        log.info("vae %d: %d steps", self._noise.shape[1], steps)
         self._step.adopt_average()
 
     def _draw(self) -> None:
