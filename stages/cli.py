@@ -18,7 +18,7 @@ from rich.table import Table
 from eridiff import families, recipe
 from eridiff.errors import EridiffError, RecipeError
 from eridiff.recipe import Recipe
-from stages import pipeline, registry_commands, service_commands
+from stages import model_commands, pipeline, registry_commands, service_commands
 from stages.stage import StageReport, console, human_bytes
 
 app = typer.Typer(
@@ -200,6 +200,7 @@ def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+app.add_typer(model_commands.app)
 app.add_typer(service_commands.app)
 app.add_typer(registry_commands.app)
 

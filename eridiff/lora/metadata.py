@@ -141,3 +141,23 @@ def _modelspec(recipe: Recipe, file_format: Format, made: datetime) -> dict[str,
 def _base_name(recipe: Recipe) -> str:
     base = recipe.model.base
     return base.rstrip("/").rpartition("/")[2] if isinstance(base, str) else base.transformer.name
+
+
+def carried(lora: Lora, family: ModelFamily, file_format: Format) -> dict[str, str]:
+    """A read file's metadata for a new file of the same change in other names.
+
+    What speaks of the tensors' bytes is left out. So is diffusers' own description of adapters, which would be
+    wrong with another naming.
+    """
+    stale = (
+        "modelspec.hash_sha256",
+        "sshs_model_hash",
+        "sshs_legacy_hash",
+        "lora_adapter_metadata",
+        "format",
+    )
+    kept = {key: value for key, value in lora.metadata.items() if key not in stale}
+    named = family.checkpoint.lora.metadata(lora.structure)
+    if file_format == "diffusers":
+        named["modelspec.implementation"] = "diffusers"
+    return {**kept, **named, **structure_metadata(lora), "eridiff.format": file_format}
