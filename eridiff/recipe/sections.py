@@ -152,8 +152,8 @@ class Train(Section):
     """Whether dropout empties the pooled embedding, too."""
     gradient_checkpointing: bool = True
     """Save memory by computing activations twice."""
-    dtype: Precision = "bf16"
-    """Precision of the frozen base and of its products; the LoRA is float32."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
     """Attention on a GPU; whichever is used, its gradients are checked before the first step."""
     ema_config: Ema = Ema()

@@ -116,14 +116,17 @@ def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
         _tracked(job, processes, start) as track,
         prefetched(_work(job, processes, start), AHEAD) as work,
     ):
-        last = _go(_Going(job, processes, hooks, trainer, track), work, window)
+        loop = _Loop(job, processes, hooks, trainer, track)
+        last = loop.go(work, window)
+        if start == job.train.steps:  # killed after its last checkpoint, before its end was noted
+            loop.export()
     processes.wait()
     return Outcome(start, trainer.step, last, difference)
 
 
 @dataclass(frozen=True)
-class _Going:
-    """What stays the same from step to step."""
+class _Loop:
+    """The steps of a run and what happens between them."""
 
     job: Job
     processes: Processes
@@ -131,17 +134,50 @@ class _Going:
     trainer: Trainer
     track: Tracker
 
-    def save(self, window: Window, *, export: bool) -> None:
-        if not self.processes.leads:
-            return
-        trainer, job = self.trainer, self.job
-        checkpoint.save(
-            job.run, trainer.checkpoint(job.run.id, window.kept()), keep=job.save.max_step_saves_to_keep
-        )
-        if export:
-            self.hooks.export(trainer.step, trainer.exported)
+    def go(self, work: Iterator[StepBatches], window: Window) -> Mapping[str, float]:
+        """Makes all steps; returns the numbers last logged."""
+        job = self.job
+        last: Mapping[str, float] = {}
+        began = time.monotonic()
+        while (item := self._next(work, window)) is not None:
+            result = self._advance(item)
+            now = time.monotonic()
+            window, began = window.plus(result, now - began), now
+            ended = result.step == job.train.steps
+            if ended or result.step % job.logging.log_every == 0:
+                last, window = _numbers(window, result, self.processes), Window()
+                self.track(result.step, last)
+            if ended or result.stop or result.step % job.save.save_every == 0:
+                # In this order: after a kill in between, the step is made and exported once more.
+                self.export()
+                self._save(window)
+            self.hooks.step(result)
+            if result.stop and not ended:
+                raise Interrupted(
+                    f"Stopped at step {result.step} of {job.train.steps}; everything is saved.",
+                    where=folder_of(job.run, result.step),
+                    fix="run the same command again to go on from there",
+                )
+        return last
 
-    def advance(self, work: StepBatches) -> StepResult:
+    def export(self) -> None:
+        if self.processes.leads:
+            self.hooks.export(self.trainer.step, self.trainer.exported)
+
+    def _save(self, window: Window) -> None:
+        if self.processes.leads:
+            kept = self.trainer.checkpoint(self.job.run.id, window.kept())
+            checkpoint.save(self.job.run, kept, keep=self.job.save.max_step_saves_to_keep)
+
+    def _next(self, work: Iterator[StepBatches], window: Window) -> StepBatches | None:
+        try:
+            return next(work, None)
+        except StoreError:
+            if self.trainer.step:
+                self._save(window)  # the fault is in the data: what was learnt so far is good
+            raise
+
+    def _advance(self, work: StepBatches) -> StepResult:
         try:
             return self.trainer.advance(work, stop=self.hooks.stop())
         except NonFiniteError as error:
@@ -153,35 +189,6 @@ class _Going:
                 found=f"last good checkpoint: {good}",
                 fix="lower train.lr, or look at these images; after a change of the recipe a new run starts",
             ) from error
-
-
-def _go(going: _Going, work: Iterator[StepBatches], window: Window) -> Mapping[str, float]:
-    """All steps, with what happens between them; returns the numbers last logged."""
-    job = going.job
-    last: Mapping[str, float] = {}
-    began = time.monotonic()
-    try:
-        for item in work:
-            result = going.advance(item)
-            now = time.monotonic()
-            window, began = window.plus(result, now - began), now
-            ended = result.step == job.train.steps
-            if ended or result.step % job.logging.log_every == 0:
-                last, window = _numbers(window, result, going.processes), Window()
-                going.track(result.step, last)
-            if ended or result.stop or result.step % job.save.save_every == 0:
-                going.save(window, export=True)
-            going.hooks.step(result)
-            if result.stop and not ended:
-                raise Interrupted(
-                    f"Stopped at step {result.step} of {job.train.steps}; everything is saved.",
-                    where=folder_of(job.run, result.step),
-                    fix="run the same command again to go on from there",
-                )
-    except StoreError:
-        going.save(window, export=False)  # the fault is in the data: what was learnt so far is good
-        raise
-    return last
 
 
 def _numbers(window: Window, result: StepResult, processes: Processes) -> Mapping[str, float]:

@@ -11,8 +11,8 @@ _PREFIX = "step-"
 
 def steps_in(run: Run) -> list[int]:
     """Steps of the checkpoints of a run, oldest first; what is still being written is not among them."""
-    names = (path.name for path in run.checkpoints.glob(f"{_PREFIX}*") if path.is_dir())
-    return sorted(int(name.removeprefix(_PREFIX)) for name in names)
+    names = [path.name.removeprefix(_PREFIX) for path in run.checkpoints.glob(f"{_PREFIX}*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def folder_of(run: Run, step: int) -> Path:

@@ -16,11 +16,13 @@ from eridiff.store.runs import Run
 from eridiff.training import checkpoint
 from eridiff.training.batches import step_batches
 from eridiff.training.checkpoint import Checkpoint
+from eridiff.training.distributed import processes
+from eridiff.training.loop import train
 from eridiff.training.schedules import rate_factor
 from eridiff.training.shelf import folder_of, steps_in
 from eridiff.training.step import losses
-from tests.training.conftest import World, make_denoiser, make_world
-from tests.training.jobs import go, make_job
+from tests.training.conftest import CPU, World, make_denoiser, make_world
+from tests.training.jobs import Told, go, make_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +118,37 @@ def test_a_finished_run_is_not_trained_further(any_world: World, run: Run) -> No
     go(make_job(any_world, run))
     outcome, told = go(make_job(any_world, run))
     assert (outcome.resumed_from, outcome.steps, told.steps) == (8, 8, [])
+    assert set(told.exported) == {8}
+
+
+def test_a_file_is_exported_before_its_checkpoint_stands(any_world: World, run: Run) -> None:
+    """So that no kill leaves a checkpoint whose file is never written."""
+    job = make_job(any_world, run, steps=3)
+    seen = []
+    told = Told()
+    told.export = lambda step, weights: seen.append((step, steps_in(run)))
+    with processes(CPU) as us:
+        train(job, us, told)
+    assert seen == [(3, [])]
+
+
+def test_a_full_disk_at_a_checkpoint_is_told_once_and_the_older_one_stays(
+    any_world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+
+    def full(run: Run, kept: Checkpoint, *, keep: int) -> None:
+        saved.append(kept.step)
+        if kept.step == 6:
+            raise StoreError("The disk is full: nothing was written.")
+        save(run, kept, keep=keep)
+
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(StoreError, match="disk is full"):
+        go(make_job(any_world, run))
+    assert saved == [3, 6]
+    assert steps_in(run) == [3]
 
 
 def test_checkpoints_of_another_run_are_refused(any_world: World, run: Run) -> None:
