@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from encoding_world import World, draw_images, recipe_for
 
 from eridiff import families
 from eridiff.demo.architecture import save_random_base
 from eridiff.encoding.spaces import family_of
 from stages import ingest
 from stages.dataset import current_snapshot, workspace
+from tests.encoding.world import World, draw_images, recipe_for
 
 
 @pytest.fixture(scope="session", params=families.names())

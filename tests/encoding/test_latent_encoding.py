@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoding_world import World
 from PIL import Image
 
 from eridiff.encoding.latents import NOT_FINITE, LatentEncoder, encode_latents
@@ -14,6 +13,7 @@ from eridiff.encoding.wanted import LatentJob, wanted_latents
 from eridiff.families.base import Moments
 from eridiff.store.parts import Item
 from eridiff.tensors import from_stored
+from tests.encoding.world import World
 
 
 def encode(

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoding_world import recipe_for
 
 from eridiff import families
 from eridiff.demo.architecture import save_random_base
 from eridiff.encoding.spaces import latent_space, remember, text_space, what_changed
 from eridiff.errors import ModelError
 from eridiff.recipe import Recipe
+from tests.encoding.world import recipe_for
 
 
 @pytest.fixture(scope="module", params=families.names())

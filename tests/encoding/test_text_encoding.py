@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from encoding_world import World
 
 from eridiff.encoding.text import NOT_FINITE, encode_texts
 from eridiff.families.base import Prompts
 from eridiff.store.parts import Item
 from eridiff.tensors import from_stored
+from tests.encoding.world import World
 
 CAPTIONS = {
     f"key-{number}": caption for number, caption in enumerate(["", "a cat", "a red circle", "x " * 300, "ü"])

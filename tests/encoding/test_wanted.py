@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from encoding_world import World, recipe_for
 
 from eridiff.encoding.wanted import (
     negative_prompt,
@@ -16,6 +15,7 @@ from eridiff.encoding.wanted import (
 )
 from eridiff.errors import RecipeError
 from eridiff.store.snapshots import Snapshot, text_key
+from tests.encoding.world import World, recipe_for
 
 
 def test_each_distinct_text_is_wanted_once(world: World) -> None:

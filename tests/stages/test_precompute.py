@@ -13,7 +13,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import kill_precompute
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +26,7 @@ from eridiff.recipe import Recipe
 from eridiff.store.parts import TensorStore
 from stages import ingest, precompute
 from stages.stage import StageReport
+from tests.stages import kill_precompute
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 6

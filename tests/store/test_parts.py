@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from full_disk import largest_file
 from safetensors import safe_open
 
 from eridiff.errors import StoreError
 from eridiff.store.parts import Item, StoredTensor, TensorStore
+from tests.store.full_disk import largest_file
 
 
 def floats(*values: float) -> StoredTensor:

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import writer_process
 
 from eridiff.store.parts import TensorStore
+from tests.store import writer_process
 
 SCRIPT = Path(writer_process.__file__)
 ROOT = SCRIPT.parents[2]

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from full_disk import largest_file
 
 from eridiff.errors import StoreError
 from eridiff.store.files import (
@@ -19,6 +18,7 @@ from eridiff.store.files import (
     write_atomic,
     write_json,
 )
+from tests.store.full_disk import largest_file
 
 
 def settle(path: Path) -> None:
