@@ -17,8 +17,23 @@ RULES = {
     "eridiff/errors.py": {"eridiff"} | HEAVY,
     "eridiff/recipe": HEAVY | {"eridiff.store", "eridiff.families", "stages", "flows", "prefect"},
     "eridiff/store": HEAVY | {"eridiff.recipe", "eridiff.families", "stages", "flows", "prefect"},
-    "eridiff/diffusion": {"eridiff.store", "eridiff.recipe", "eridiff.families", "stages", "flows", "prefect"},
+    "eridiff/diffusion": {
+        "eridiff.store",
+        "eridiff.recipe",
+        "eridiff.families",
+        "stages",
+        "flows",
+        "prefect",
+    },
     "eridiff/images": {"eridiff.recipe", "eridiff.families", "stages", "flows", "prefect"},
+    "eridiff/encoding": {
+        "eridiff.training",
+        "eridiff.evaluation",
+        "eridiff.lora",
+        "stages",
+        "flows",
+        "prefect",
+    },
     "eridiff/families": {"eridiff.store", "eridiff.training", "eridiff.lora", "stages", "flows", "prefect"},
     "eridiff/lora": {"eridiff.training", "eridiff.evaluation", "stages", "flows", "prefect"},
     "eridiff/training": {"eridiff.evaluation", "stages", "flows", "prefect"},
@@ -27,7 +42,6 @@ RULES = {
     "flows": HEAVY,
 }
 """What the modules of a place never import, anywhere in their text."""
-
 
 
 def modules(place: str) -> list[Path]:
