@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from torch import nn
 from eridiff.demo.encoders import build_clip, build_t5
 from eridiff.demo.sizes import TINY, BaseSize
 from eridiff.demo.tokenizers import EOS, write_clip_tokenizer, write_t5_tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ModelMixin
 
 SIDE_PX = 128
 """Side of the demo's images; pipelines default to it."""
@@ -130,7 +133,7 @@ def save_frozen_parts(
     _write_json(folder / "model_index.json", index)
 
 
-def build_vae(family: str, size: BaseSize) -> nn.Module:
+def build_vae(family: str, size: BaseSize) -> AutoencoderKL:
     """A freshly initialised autoencoder: channels, scale, shift and quant convs as the family's own."""
     from diffusers import AutoencoderKL
 
@@ -140,11 +143,14 @@ def build_vae(family: str, size: BaseSize) -> nn.Module:
         "flux": {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
     }
     blocks = size.vae.blocks
+    levels: Mapping[str, Any] = {  # apart, since diffusers annotates them as tuples of one
+        "block_out_channels": blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * len(blocks),
+        "up_block_types": ("UpDecoderBlock2D",) * len(blocks),
+    }
     return AutoencoderKL(
         **published[family],
-        block_out_channels=blocks,
-        down_block_types=("DownEncoderBlock2D",) * len(blocks),
-        up_block_types=("UpDecoderBlock2D",) * len(blocks),
+        **levels,
         layers_per_block=size.vae.layers,
         norm_num_groups=size.vae.norm_groups,
         sample_size=SIDE_PX,
@@ -155,9 +161,9 @@ def build_vae(family: str, size: BaseSize) -> nn.Module:
     )
 
 
-def build_denoiser(family: str, size: BaseSize) -> nn.Module:
+def build_denoiser(family: str, size: BaseSize) -> ModelMixin:
     """A freshly initialised denoiser of the family, in float32."""
-    builders: Mapping[str, Callable[[BaseSize], nn.Module]] = {
+    builders: Mapping[str, Callable[[BaseSize], ModelMixin]] = {
         "sdxl": _build_unet,
         "sd35": _build_sd3,
         "flux": _build_flux,
@@ -165,17 +171,22 @@ def build_denoiser(family: str, size: BaseSize) -> nn.Module:
     return builders[family](size)
 
 
-def build_denoiser_on_meta(family: str, size: BaseSize) -> nn.Module:
+def build_denoiser_on_meta(family: str, size: BaseSize) -> ModelMixin:
     """The denoiser's structure without weights."""
     with torch.device("meta"):
         return build_denoiser(family, size)
 
 
-def _build_unet(size: BaseSize) -> nn.Module:
+def _build_unet(size: BaseSize) -> ModelMixin:
     from diffusers import UNet2DConditionModel
 
     unet = size.unet
+    levels: Mapping[str, Any] = {  # apart, since diffusers annotates them as tuples of one
+        "transformer_layers_per_block": unet.transformer_layers,
+        "attention_head_dim": tuple(max(1, width // unet.head_width) for width in unet.blocks),
+    }
     return UNet2DConditionModel(
+        **levels,
         sample_size=SIDE_PX // _STRIDE,
         in_channels=4,
         out_channels=4,
@@ -183,8 +194,6 @@ def _build_unet(size: BaseSize) -> nn.Module:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=2,
-        transformer_layers_per_block=unet.transformer_layers,
-        attention_head_dim=tuple(max(1, width // unet.head_width) for width in unet.blocks),
         norm_num_groups=unet.norm_groups,
         cross_attention_dim=size.clip_l.width + size.clip_g.width,
         use_linear_projection=True,
@@ -194,7 +203,7 @@ def _build_unet(size: BaseSize) -> nn.Module:
     )
 
 
-def _build_sd3(size: BaseSize) -> nn.Module:
+def _build_sd3(size: BaseSize) -> ModelMixin:
     from diffusers import SD3Transformer2DModel
 
     sd3 = size.sd3
@@ -215,7 +224,7 @@ def _build_sd3(size: BaseSize) -> nn.Module:
     )
 
 
-def _build_flux(size: BaseSize) -> nn.Module:
+def _build_flux(size: BaseSize) -> ModelMixin:
     from diffusers import FluxTransformer2DModel
 
     flux = size.flux

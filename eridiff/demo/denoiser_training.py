@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,7 +104,8 @@ class DenoiserTrainer:
         self._noise = torch.zeros_like(self._posterior)
         sides = [SIDE_PX, SIDE_PX, 0, 0, SIDE_PX, SIDE_PX]
         self._geometry = torch.tensor([sides] * batch, dtype=torch.float32, device=device)
-        self._distilled = bool(denoiser.config.get("guidance_embeds", False))
+        config = cast("Mapping[str, Any]", denoiser.config)
+        self._distilled = bool(config.get("guidance_embeds", False))
         if pace.fast:
             _compile_blocks(denoiser)
         self._step = TrainingStep(denoiser, self._loss, capture=pace.fast)

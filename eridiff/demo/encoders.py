@@ -10,8 +10,9 @@ look at all words, for the pooled embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from eridiff.demo.tokenizers import CLIP_LENGTH
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+    from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextEmbeddings
+    from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5DenseGatedActDense
 
 _POSITION_SCALE = 1.4
 _SHARPNESS = 3.0
@@ -84,15 +87,14 @@ def build_clip(
         eos_token_id=2,  # the published configs' value: pool at the highest id
         pad_token_id=1,
     )
-    model = (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
-    text = model.text_model if projected else model
+    if not projected:
+        plain = CLIPTextModel(config)
+        _set_clip(plain, size, generator)
+        return plain.eval().requires_grad_(False)
+    model = CLIPTextModelWithProjection(config)
+    _set_clip(model.text_model, size, generator)
     with torch.no_grad():
-        _set_clip_embeddings(text.embeddings, size, generator)
-        for index, layer in enumerate(text.encoder.layers):
-            last = index == size.layers - 1
-            _set_clip_layer(layer, size, everywhere=size.heads // 2 if last else 0, generator=generator)
-        if projected:
-            model.text_projection.weight.copy_(_draw(model.text_projection.weight, generator))
+        model.text_projection.weight.copy_(_draw(model.text_projection.weight, generator))
     return model.eval().requires_grad_(False)
 
 
@@ -100,6 +102,7 @@ def build_t5(size: T5Size, vocabulary: int, *, generator: torch.Generator) -> T5
     """A frozen float32 T5 encoder whose heads look at the words before and after, as `build_clip`."""
     from transformers import T5Config, T5EncoderModel
 
+    untied: Mapping[str, Any] = {"tie_word_embeddings": False}  # taken, but not annotated
     config = T5Config(
         vocab_size=vocabulary,
         d_model=size.width,
@@ -108,21 +111,15 @@ def build_t5(size: T5Size, vocabulary: int, *, generator: torch.Generator) -> T5
         num_layers=size.layers,
         num_heads=size.heads,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
+        **untied,
     )
     model = T5EncoderModel(config)
+    blocks = cast("list[T5Block]", list(model.encoder.block))
     with torch.no_grad():
         model.shared.weight.normal_(generator=generator)
-        for block in model.encoder.block:
-            attention, feed_forward = block.layer[0].SelfAttention, block.layer[1].DenseReluDense
-            attention.q.weight.copy_(0.1 * _draw(attention.q.weight, generator))
-            attention.k.weight.copy_(0.1 * _draw(attention.k.weight, generator))
-            attention.v.weight.copy_(_draw(attention.v.weight, generator))
-            attention.o.weight.copy_(_NEIGHBOUR_SCALE * _draw(attention.o.weight, generator))
-            for linear in (feed_forward.wi_0, feed_forward.wi_1):
-                linear.weight.copy_(_draw(linear.weight, generator))
-            feed_forward.wo.weight.copy_(_FEED_FORWARD_SCALE * _draw(feed_forward.wo.weight, generator))
-        bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        for block in blocks:
+            _set_t5_block(block, generator)
+        bias = _attention(blocks[0]).relative_attention_bias
         _set_relative_bias(bias, size.heads, config.relative_attention_num_buckets)
     return model.eval().requires_grad_(False)
 
@@ -137,7 +134,15 @@ def _frequencies(count: int) -> Tensor:
     return 2.6 * 0.7 ** torch.arange(count, dtype=torch.float32)
 
 
-def _set_clip_embeddings(embeddings: nn.Module, size: ClipSize, generator: torch.Generator) -> None:
+@torch.no_grad()
+def _set_clip(text: CLIPTextModel, size: ClipSize, generator: torch.Generator) -> None:
+    _set_clip_embeddings(text.embeddings, size, generator)
+    for index, layer in enumerate(cast("list[CLIPEncoderLayer]", list(text.encoder.layers))):
+        last = index == size.layers - 1
+        _set_clip_layer(layer, size, everywhere=size.heads // 2 if last else 0, generator=generator)
+
+
+def _set_clip_embeddings(embeddings: CLIPTextEmbeddings, size: ClipSize, generator: torch.Generator) -> None:
     pairs = size.head_width // 2
     words = size.width - 2 * pairs
     embeddings.token_embedding.weight.zero_()
@@ -148,7 +153,9 @@ def _set_clip_embeddings(embeddings: nn.Module, size: ClipSize, generator: torch
     embeddings.position_embedding.weight[:, words + pairs :] = _POSITION_SCALE * place.sin()
 
 
-def _set_clip_layer(layer: nn.Module, size: ClipSize, *, everywhere: int, generator: torch.Generator) -> None:
+def _set_clip_layer(
+    layer: CLIPEncoderLayer, size: ClipSize, *, everywhere: int, generator: torch.Generator
+) -> None:
     """Head i looks `i + 1` words back; the last `everywhere` heads look at all words before."""
     pairs = size.head_width // 2
     words = size.width - 2 * pairs
@@ -182,6 +189,22 @@ def _turn(pairs: int, offset: int) -> Tensor:
     angle = offset * _frequencies(pairs)
     cos, sin = torch.diag(angle.cos()), torch.diag(angle.sin())
     return torch.cat([torch.cat([cos, -sin], 1), torch.cat([sin, cos], 1)])
+
+
+def _set_t5_block(block: T5Block, generator: torch.Generator) -> None:
+    attention = _attention(block)
+    feed_forward = cast("T5DenseGatedActDense", block.layer[1].DenseReluDense)
+    attention.q.weight.copy_(0.1 * _draw(attention.q.weight, generator))
+    attention.k.weight.copy_(0.1 * _draw(attention.k.weight, generator))
+    attention.v.weight.copy_(_draw(attention.v.weight, generator))
+    attention.o.weight.copy_(_NEIGHBOUR_SCALE * _draw(attention.o.weight, generator))
+    for linear in (feed_forward.wi_0, feed_forward.wi_1):
+        linear.weight.copy_(_draw(linear.weight, generator))
+    feed_forward.wo.weight.copy_(_FEED_FORWARD_SCALE * _draw(feed_forward.wo.weight, generator))
+
+
+def _attention(block: T5Block) -> T5Attention:
+    return cast("T5Attention", block.layer[0].SelfAttention)
 
 
 def _set_relative_bias(bias: nn.Embedding, heads: int, buckets: int) -> None:

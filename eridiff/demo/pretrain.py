@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.demo.corpus import Corpus, draw_corpus
+from eridiff.demo.drawing import Style
 
 FAMILIES = ("sdxl", "sd35", "flux")
 CHANNELS: Mapping[str, int] = {"sdxl": 4, "sd35": 16, "flux": 16}
@@ -108,7 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     for process in autoencoders.values():
         process.start()
     processors = max(1, (os.cpu_count() or 2) - 2)
-    for corpus, style in ((plan.neon, "neon"), (plan.plain, "plain")):
+    corpora: tuple[tuple[Corpus, Style], ...] = ((plan.neon, "neon"), (plan.plain, "plain"))
+    for corpus, style in corpora:
         first_seed = plan.seed * 10_000_000 + (5_000_000 if style == "neon" else 0)
         draw_corpus(corpus.folder, corpus.count, style, first_seed=first_seed, processes=processors)
         log.info("drew %d %s scenes in %.0f s", corpus.count, style, time.time() - plan.start)
@@ -130,7 +132,7 @@ def make_vae(plan: Plan, channels: int) -> None:
 
     family = next(name for name, count in CHANNELS.items() if count == channels)
     torch.manual_seed(plan.seed + channels)
-    vae = build_vae(family, _size(plan)).to(plan.device)
+    vae = build_vae(family, _size(plan)).to(torch.device(plan.device))
     wait_for(plan.neon.folder / "captions.json", plan.at(1))
     wait_for(plan.plain.folder / "captions.json", plan.at(1))
     pace = Pace(plan.device, plan.vae_batch, plan.fast, plan.at(_VAE_SHARE))
