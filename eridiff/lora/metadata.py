@@ -146,7 +146,7 @@ def _base_name(recipe: Recipe) -> str:
 def carried(lora: Lora, family: ModelFamily, file_format: Format) -> dict[str, str]:
     """A read file's metadata for a new file of the same change in other names.
 
-    What speaks of the tensors' bytes is left out. So is diffusers' own description of adapters, which would be
+    What speaks of the tensors' bytes is left out. So is diffusers' own description of adapters: it would be
     wrong with another naming.
     """
     stale = (

@@ -10,7 +10,8 @@ from eridiff.errors import ModelError
 from eridiff.families.checkpoints.component import Component
 from eridiff.families.checkpoints.layout import CheckpointLayout
 
-_WEIGHTS = ("diffusion_pytorch_model", "model")
+WEIGHTS = ("diffusion_pytorch_model", "model")
+"""What files of weights are called, without their endings."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -39,7 +40,7 @@ def components(root: Path, layout: CheckpointLayout, *, variant: str | None) -> 
 def has_weights(path: Path) -> bool:
     """Whether a folder is a component's, with weights in it."""
     return (path / "config.json").is_file() and any(
-        file.suffix in (".safetensors", *_PICKLES) for file in path.iterdir()
+        ".safetensors" in file.name or file.suffix in _PICKLES for file in path.iterdir()
     )
 
 
@@ -50,7 +51,7 @@ def model_component(path: Path, name: str, *, variant: str | None) -> Component:
         ModelError: it has no safetensors file of that variant, or lacks some of its shards.
     """
     middle = f".{variant}" if variant else ""
-    for stem in _WEIGHTS:
+    for stem in WEIGHTS:
         single = path / f"{stem}{middle}.safetensors"
         if single.is_file():
             return Component(name, path, (single,), path / "config.json")
@@ -67,7 +68,7 @@ def model_component(path: Path, name: str, *, variant: str | None) -> Component:
         f"{name} has no {'safetensors file' if not variant else f'weights of variant {variant!r}'}",
         where=path,
         found=", ".join(found) or "nothing",
-        wanted=f"{_WEIGHTS[0]}{middle}.safetensors or {_WEIGHTS[1]}{middle}.safetensors",
+        wanted=f"{WEIGHTS[0]}{middle}.safetensors or {WEIGHTS[1]}{middle}.safetensors",
         fix="convert it to safetensors: pickles can run code and are not opened"
         if pickled
         else "set model.variant",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from eridiff.errors import ModelError
+from eridiff.families.checkpoints.folder import WEIGHTS
 from eridiff.families.checkpoints.layout import CheckpointLayout
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -27,7 +28,7 @@ def snapshot(name: str, layout: CheckpointLayout, *, revision: str | None, varia
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = _patterns(layout, variant)
+    wanted = patterns(layout, variant)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -43,12 +44,12 @@ def snapshot(name: str, layout: CheckpointLayout, *, revision: str | None, varia
         ) from error
 
 
-def _patterns(layout: CheckpointLayout, variant: str | None) -> list[str]:
+def patterns(layout: CheckpointLayout, variant: str | None) -> list[str]:
+    """Names of the files of a repository that make a base, one variant of the weights alone."""
     middle = f".{variant}" if variant else ""
-    weights = [
-        f"{name}/{pattern}"
-        for name in layout.models
-        for pattern in ("config.json", f"*{middle}.safetensors", f"*{middle}*.safetensors", "*.index*.json")
-    ]
+    files = ["config.json", "*.index*.json"]
+    for stem in WEIGHTS:
+        files += [f"{stem}{middle}.safetensors", f"{stem}{middle}-*.safetensors"]
+    weights = [f"{name}/{file}" for name in layout.models for file in files]
     others = [f"{name}/*" for name in (*layout.tokenizers, "scheduler")]
     return ["model_index.json", *weights, *others]

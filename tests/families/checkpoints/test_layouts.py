@@ -11,11 +11,13 @@ from torch import Tensor
 
 from eridiff import families
 from eridiff.demo.architecture import save_random_base
-from eridiff.families.base import ModelFamily
+from eridiff.families.base import Conditioning, ModelFamily
 from eridiff.families.checkpoints.base import Base, resolve
 from eridiff.families.checkpoints.loading import load_model
 from eridiff.families.checkpoints.tokenizing import load_tokenizer
-from eridiff.recipe import BaseParts, Model
+from eridiff.lora.inject import inject, lora_state
+from eridiff.recipe import BaseParts, Model, Network
+from eridiff.training.step import Batch, losses
 from tests.families.checkpoints import original
 
 FORMS = ("folder", "all_in_one", "checkpoint_save", "parts", "mixed", "diffusers_file")
@@ -98,3 +100,40 @@ def test_tokenizers_come_from_the_folder_or_from_the_recipe(
             load_tokenizer(b, name)(texts, padding="max_length").input_ids for b in (base, plain)
         )
         assert found == wanted
+
+
+def two_losses(base: Base, family: ModelFamily) -> list[float]:
+    """The losses of two steps of training, everything computed from this base."""
+    random = torch.Generator().manual_seed(7)
+    where = {"device": CPU, "dtype": torch.float32}
+    pixels = torch.rand(2, 3, 64, 64, generator=random) * 2 - 1
+    moments = family.encode_images(family.load_vae(base, **where), pixels)
+    prompts = family.encode_prompts(family.load_text_encoders(base, **where), ["a red circle", ""])
+    denoiser = family.load_denoiser(base, **where)
+    inject(denoiser, Network(linear=2), family, seed=1)
+    clean = family.latent.scaled(moments.mean)
+    geometry = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+    batch = Batch(
+        sample_ids=("a", "b"),
+        clean=clean,
+        noise=torch.randn(clean.shape, generator=random),
+        t=torch.tensor([0.3, 0.8]),
+        cond=Conditioning(prompts.text, prompts.pooled, geometry),
+    )
+    optimizer, found = torch.optim.SGD(lora_state(denoiser).values(), lr=10.0), []
+    for _ in range(2):
+        loss = losses(family, denoiser, batch).weighted.mean()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def test_training_on_every_layout_has_the_same_loss_to_the_bit(
+    folder: Path, family: ModelFamily, tmp_path: Path
+) -> None:
+    wanted = two_losses(base_in("folder", folder, family, tmp_path), family)
+    assert wanted[1] != wanted[0]
+    for form in FORMS[1:]:
+        (tmp_path / form).mkdir()
+        assert two_losses(base_in(form, folder, family, tmp_path / form), family) == wanted, form
