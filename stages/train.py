@@ -48,7 +48,7 @@ def plan(recipe: Recipe) -> StagePlan:
         inputs = inputs_of(recipe, current_snapshot(recipe))
     except DataError:
         return StagePlan("train", 0, steps, details={"images": "not ingested yet"})
-    if inputs.run.sealed:
+    if _finished(inputs.run):
         return StagePlan("train", steps, 0)
     made = max(steps_in(inputs.run), default=0)
     details: dict[str, Any] = {
@@ -70,7 +70,7 @@ def run(recipe: Recipe) -> StageReport:
     """
     started = time.monotonic()
     inputs = inputs_of(recipe, current_snapshot(recipe))
-    if inputs.run.sealed:
+    if _finished(inputs.run):
         logger.info("Nothing to train: %s is finished.", inputs.run.folder)
         _make_latest(inputs.run)
         return _report(inputs, started, steps_made=0)
@@ -156,6 +156,11 @@ def _seal(inputs: Inputs, outcome: Outcome) -> None:
             "provenance": inputs.provenance,
         }
     )
+
+
+def _finished(run: Run) -> bool:
+    """Whether the run ended and its file is still there; a file that was deleted is exported again."""
+    return run.sealed and run.lora_file().exists()
 
 
 def _make_latest(run: Run) -> None:

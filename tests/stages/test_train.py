@@ -164,6 +164,19 @@ def test_a_finished_recipe_is_not_trained_again_and_loads_no_torch(root: tuple[P
     assert done.stdout.split() == ["0"]
 
 
+def test_a_lora_file_that_was_deleted_is_exported_again_without_training(root: tuple[Path, Path]) -> None:
+    made = chosen(root)
+    report = train.run(made)
+    file = Path(report.outputs["lora"])
+    before = read_lora(file, family_of(made))
+    file.unlink()
+    assert not train.plan(made).complete
+    assert train.run(made).done == 0
+    after = read_lora(file, family_of(made))
+    for name, adapter in before.layers.items():
+        assert torch.equal(adapter.change(), after.layers[name].change())
+
+
 SAME_RUN = [{"gradient_checkpointing": True}, {"attention": "math"}]
 OTHER_RUN = [{"lr": 0.02}, {"seed": 1}, {"steps": 7}, {"batch_size": 3}, {"optimizer": "torch.optim.SGD"}]
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from eridiff import families
 from eridiff.demo.architecture import save_random_base
+from eridiff.demo.sizes import DEMO, TINY, BaseSize
 from eridiff.families.base import ModelFamily
 from eridiff.families.checkpoints.base import Base, resolve
 from eridiff.recipe import Model
@@ -76,8 +77,8 @@ def open_world(name: str, folder: Path) -> World:
     return World(family, base, SAMPLES, open_cached(latents, text, SAMPLES))
 
 
-def make_world(name: str, folder: Path) -> World:
-    save_random_base(name, folder / "base")
+def make_world(name: str, folder: Path, size: BaseSize = TINY) -> World:
+    save_random_base(name, folder / "base", size=size)
     family = families.get(name, {})
     base = resolve(Model(family=name, base=str(folder / "base")), family)
     latents, text = TensorStore(folder / "latents", "l"), TensorStore(folder / "text", "t")
@@ -116,21 +117,30 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return make_world(request.param, tmp_path_factory.mktemp(f"world-{request.param}"))
 
 
+@pytest.fixture(scope="session", params=families.names())
+def larger_world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One for each family, of the demo's widths: with heads of 32, as some kernels want at least."""
+    return make_world(request.param, tmp_path_factory.mktemp(f"larger-{request.param}"), DEMO)
+
+
 @pytest.fixture(scope="session")
 def any_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """One family's, for what does not depend on the family."""
-    return make_world(families.names()[0], tmp_path_factory.mktemp("any-world"))
+    return make_world(families.names()[1], tmp_path_factory.mktemp("any-world"))
 
 
-def make_denoiser(world: World) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+def make_denoiser(
+    world: World, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """A fresh denoiser with a LoRA on its attention, whose product is not zero, and the LoRA's parameters."""
-    denoiser = world.family.load_denoiser(world.base, device=CPU, dtype=torch.float32)
+    denoiser = world.family.load_denoiser(world.base, device=device, dtype=dtype)
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         inject_adapter_in_model(config, denoiser)
         parameters = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         for name, parameter in parameters.items():
+            parameter.data = parameter.data.float()
             if "lora_B" in name:
-                nn.init.normal_(parameter, std=0.02)
+                parameter.data.copy_(0.02 * torch.randn(parameter.shape))
     return denoiser, parameters

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from eridiff.devices import DTYPES
 from eridiff.recipe import Logging, Save, Train
 from eridiff.store.runs import Run
 from eridiff.training.batches import Batches, Draws
@@ -59,11 +59,17 @@ class Told:
 
 
 def make_job(
-    world: World, run: Run, *, save_every: int = 3, log_every: int = 1, keep: int = 4, **settings: Any
+    world: World,
+    run: Run,
+    *,
+    device: torch.device = CPU,
+    save_every: int = 3,
+    log_every: int = 1,
+    **settings: Any,
 ) -> Job:
-    """A job on the CPU with the tests' settings, and `settings` of the recipe's train section over them."""
+    """A job with the tests' settings, and `settings` of the recipe's train section over them."""
     chosen = Train.model_validate({**SETTINGS, **settings})
-    denoiser, parameters = make_denoiser(world)
+    denoiser, parameters = make_denoiser(world, device, DTYPES[chosen.dtype])
     draws = Draws(chosen.seed, chosen.caption_dropout_rate, chosen.caption_dropout_pooled)
     return Job(
         run=run,
@@ -73,7 +79,7 @@ def make_job(
         batches=Batches(world.family, world.cached, world.samples, draws),
         order=Order(world.samples, chosen.batch_size, chosen.seed),
         train=chosen,
-        save=Save(save_every=save_every, max_step_saves_to_keep=keep),
+        save=Save(save_every=save_every),
         logging=Logging(log_every=log_every),
         config={},
     )
@@ -82,7 +88,7 @@ def make_job(
 def go(job: Job, **asked: Any) -> tuple[Outcome, Told]:
     """Runs a job; `asked` are fields of `Told`."""
     told = Told(**asked)
-    with processes(CPU) as us:
+    with processes(next(iter(job.parameters.values())).device) as us:
         return train(job, us, told), told
 
 
@@ -98,9 +104,7 @@ def main() -> None:
         if result.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    outcome, told = go(make_job(open_world(family, Path(folder)), run, **settings), on_step=kill)
-    if told.exported:
-        save_file(told.exported[outcome.steps], run.folder / "exported.safetensors")
+    go(make_job(open_world(family, Path(folder)), run, **settings), on_step=kill)
 
 
 if __name__ == "__main__":
