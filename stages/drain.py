@@ -13,9 +13,12 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 logger = logging.getLogger("eridiff")
 
+_BUSY = 503
+"""What the server answers while its database is locked."""
 ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
 
 
@@ -52,7 +55,19 @@ def call(url: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         OSError: there is none, or it is an error.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    for wait_s in (0.5, 1.0, 2.0, 4.0):
+        try:
+            return _answer(url + path, data)
+        except HTTPError as error:
+            with error:
+                if error.code != _BUSY:
+                    raise
+        time.sleep(wait_s)
+    return _answer(url + path, data)
+
+
+def _answer(url: str, data: bytes | None) -> Any:
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.loads(answer.read())
 

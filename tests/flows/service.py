@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from urllib.error import HTTPError
+
+from stages.drain import call, healthy
 
 ROOT = Path(__file__).parents[2]
 PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
@@ -66,7 +66,7 @@ class Service:
 
     def start_server(self) -> subprocess.Popen[bytes]:
         server = self.start("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        wait_for(self._healthy, "the server", seconds=180)
+        wait_for(lambda: healthy(self.url), "the server", seconds=180)
         return server
 
     def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
@@ -104,6 +104,15 @@ class Service:
         made = self.post(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
         return made["id"]
 
+    def refuses(self, deployment: str, **parameters: Any) -> bool:
+        """Whether the server answers that such a run is asked for wrongly."""
+        try:
+            self.run(deployment, **parameters)
+        except HTTPError as error:
+            with error:
+                return 400 <= error.code < 500
+        return False
+
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
 
@@ -120,21 +129,10 @@ class Service:
         return [entry["message"] for entry in found]
 
     def get(self, path: str) -> Any:
-        return self._call(path, None)
+        return call(self.url, path)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._call(path, body)
-
-    def _call(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read())
-
-    def _healthy(self) -> bool:
-        with suppress(OSError):
-            return self.get("/health") is True
-        return False
+        return call(self.url, path, body)
 
 
 def free_port() -> int:
