@@ -20,7 +20,8 @@ from eridiff.lora.targets import Layer, Target, choose
 from eridiff.lora.warm import started
 from eridiff.recipe import Network
 
-_ADAPTER = "default"
+ADAPTER = "default"
+"""Name of the trained adapter in the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def put_in(model: nn.Module, targets: tuple[Target, ...]) -> None:
     )
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     with torch.random.fork_rng(devices=[device.index for device in devices]):
-        inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for parameter in lora_state(model).values():
         parameter.data = parameter.data.float()
 
@@ -116,7 +117,7 @@ def put_in(model: nn.Module, targets: tuple[Target, ...]) -> None:
 def lora_state(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters: `<module>.lora_A.weight` `[rank, in, ...]` and `<module>.lora_B.weight`."""
     return {
-        name.replace(f".{_ADAPTER}.weight", ".weight"): parameter
+        name.replace(f".{ADAPTER}.weight", ".weight"): parameter
         for name, parameter in model.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.loranames import Format, Reader
 from eridiff.families.checkpoints.tensorfile import mapped, read_header
-from eridiff.lora import comfy
+from eridiff.lora import comfy, peft_reader
 from eridiff.lora.adapters import Adapter, Lora
 from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.inject import Injected, lora_state
@@ -25,7 +24,6 @@ from eridiff.store.files import atomic_path
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
 
-_ADAPTER = "gate"
 _COMPUTED = 1e-6
 """Relative error of float32 arithmetic that readers may make."""
 
@@ -52,17 +50,17 @@ def verify(
     Raises:
         ModelError: the file is damaged, or a reader misses a layer or changes it in another way.
     """
-    state = _stored(path)
+    state = stored(path)
     dtype = next(value.dtype for value in state.values() if value.ndim)
     read = read_lora(path, family, structure=trained.structure)
     _compare(path, "eridiff", trained.layers, read.layers, dtype)
     wanted = within(trained.layers, family.checkpoint.denoiser)
-    readers = _readers(trained, family, file_format)
+    readers = readers_of(trained, family, file_format)
     for reader in readers:
         if reader == "comfyui":
             found = _by_comfy(path, state, trained, family)
         else:
-            found = _by_diffusers(state, denoiser, family)
+            found = peft_reader.load(state, denoiser, family)
         _compare(path, reader, wanted, found, dtype)
     return readers
 
@@ -123,14 +121,19 @@ def rehearse(
         return verify(path, lora, denoiser, family, file_format=file_format)
 
 
-def _stored(path: Path) -> dict[str, Tensor]:
+def stored(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, in memory of their own.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
     header = read_header(path)
     with mapped(header) as tensors:
         return {key: tensors.view(key).clone() for key in header.tensors}
 
 
-def _readers(trained: Lora, family: ModelFamily, file_format: Format) -> tuple[Reader, ...]:
-    """Those that the format is for. Diffusers' readers of some originals know published sizes only."""
+def readers_of(trained: Lora, family: ModelFamily, file_format: Format) -> tuple[Reader, ...]:
+    """Programs that a format is for. Diffusers' readers of some originals know published sizes only."""
     names = family.checkpoint.lora
     widths = {adapter.down.shape[1] for adapter in trained.layers.values()}
     known = file_format != "kohya" or names.kohya_widths is None or not widths.isdisjoint(names.kohya_widths)
@@ -154,44 +157,6 @@ def _by_comfy(
             if up is not None and (module in within(trained.layers, family.checkpoint.denoiser) or up.any()):
                 found[module] = Adapter(loaded.down, up, loaded.scale * loaded.down.shape[0])
     return found
-
-
-def _by_diffusers(
-    state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily
-) -> dict[str, Adapter]:
-    """What `load_lora_weights` puts into a denoiser without weights."""
-    import diffusers
-
-    kind: Any = getattr(diffusers, family.checkpoint.models[family.checkpoint.denoiser].class_name)
-    with torch.device("meta"):
-        bare = _hollow(kind.from_config(denoiser.config))
-    pipeline_kind = getattr(diffusers, family.checkpoint.pipelines[0])
-    needed = [
-        name
-        for name, parameter in inspect.signature(pipeline_kind.__init__).parameters.items()
-        if name != "self" and parameter.default is inspect.Parameter.empty
-    ]
-    pipeline = pipeline_kind(**{**dict.fromkeys(needed), family.checkpoint.denoiser: bare})
-    pipeline.load_lora_weights(dict(state), adapter_name=_ADAPTER)
-    return {name: _attached(module) for name, module in bare.named_modules() if hasattr(module, "lora_A")}
-
-
-def _attached(layer: Any) -> Adapter:
-    """The adapter inside a layer of peft."""
-    return Adapter(
-        layer.lora_A[_ADAPTER].weight.detach(),
-        layer.lora_B[_ADAPTER].weight.detach(),
-        layer.scaling[_ADAPTER] * layer.r[_ADAPTER],
-    )
-
-
-def _hollow(model: nn.Module) -> nn.Module:
-    """A model whose every weight is one stretched zero: no memory, yet on the CPU, as readers expect it."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            zeros = torch.zeros(1, device="cpu").expand(parameter.shape)
-            setattr(module, name, nn.Parameter(zeros, requires_grad=False))
-    return model
 
 
 def _compare(

@@ -1,0 +1,73 @@
+"""With the LoRA file, the base computes what the trained model computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eridiff.errors import ModelError
+from eridiff.families.base import Conditioning
+from eridiff.families.checkpoints.loranames import Format
+from eridiff.lora.adapters import Lora
+from eridiff.lora.export import structure_metadata, write_lora
+from eridiff.lora.inject import inject, lora_state
+from eridiff.lora.output import check_output
+from eridiff.recipe import Network
+from tests.lora.conftest import CPU, Tiny, stir
+
+
+def trained(tiny: Tiny, dtype: torch.dtype) -> tuple[nn.Module, Lora]:
+    denoiser = tiny.denoiser(dtype)
+    injected = inject(denoiser, Network(linear=4, linear_alpha=3), tiny.family, seed=5)
+    stir(denoiser)
+    return denoiser, injected.lora(lora_state(denoiser))
+
+
+def predictor(tiny: Tiny, denoiser: nn.Module):
+    random = torch.Generator().manual_seed(1)
+    encoders = tiny.family.load_text_encoders(tiny.base, device=CPU, dtype=torch.float32)
+    prompts = tiny.family.encode_prompts(encoders, ["a red circle"])
+    noisy = torch.randn(1, tiny.family.latent.channels, 8, 8, generator=random)
+    cond = Conditioning(prompts.text, prompts.pooled, torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
+
+    def predict() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=denoiser.dtype == torch.bfloat16):
+            return tiny.family.predict(denoiser, noisy, torch.tensor([0.5]), cond)
+
+    return predict
+
+
+@pytest.mark.parametrize("file_format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_good_file_gives_the_trained_output_and_leaves_the_model_alone(
+    tiny: Tiny, file_format: Format, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    denoiser, lora = trained(tiny, dtype)
+    predict, path = predictor(tiny, denoiser), tmp_path / "lora.safetensors"
+    metadata = structure_metadata(lora)
+    write_lora(path, lora, tiny.family, file_format=file_format, dtype=torch.float16, metadata=metadata)
+    before, names = predict(), [name for name, _ in denoiser.named_parameters()]
+    trained_names = [name for name, p in denoiser.named_parameters() if p.requires_grad]
+    share = check_output(path, lora, denoiser, tiny.family, predict, file_format=file_format)
+    assert 0 < share < (0.01 if dtype == torch.float32 else 0.3)
+    assert torch.equal(predict(), before)
+    assert [name for name, _ in denoiser.named_parameters()] == names
+    assert [name for name, p in denoiser.named_parameters() if p.requires_grad] == trained_names
+
+
+@pytest.mark.parametrize("file_format", ["kohya", "diffusers"])
+def test_a_file_with_a_wrong_layer_is_stopped(tiny: Tiny, file_format: Format, tmp_path: Path) -> None:
+    denoiser, lora = trained(tiny, torch.float32)
+    path = tmp_path / "lora.safetensors"
+    metadata = structure_metadata(lora)
+    write_lora(path, lora, tiny.family, file_format=file_format, dtype=torch.float32, metadata=metadata)
+    state = load_file(path)
+    for key in [key for key in state if key.endswith(("lora_up.weight", "lora_B.weight"))]:
+        state[key] = state[key].flip(0).contiguous()
+    save_file(state, path, metadata)
+    with pytest.raises(ModelError, match="something else than the trained model"):
+        check_output(path, lora, denoiser, tiny.family, predictor(tiny, denoiser), file_format=file_format)
