@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -209,16 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command line and exits with its code; errors that a user can act on are printed plainly."""
     log_to_terminal()
     try:
-        app(arguments, standalone_mode=False)
+        app(arguments)
     except EridiffError as error:
         console.print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
         raise SystemExit(error.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
-    except (click.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
-    raise SystemExit(0)
 
 
 def _escaped(error: EridiffError) -> str:
