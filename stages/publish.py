@@ -54,8 +54,7 @@ def run(recipe: Recipe) -> StageReport:
     outputs: dict[str, str] = {}
     version = known
     if version is None:
-        snapshot = current_snapshot(recipe)
-        duel = Duel(gather(recipe, _finished_run(recipe, snapshot), snapshot), _champion(registry))
+        duel = _duel(recipe, registry)
         _fight(duel)
         version = registry.add(
             _verdict(recipe, registry, duel), keep=recipe.publish.keep, serve=recipe.publish.to
@@ -93,6 +92,11 @@ def made_of(recipe: Recipe) -> str:
     plain = recipe.model_copy(update={"network": network})
     run_id = inputs_of(plain, current_snapshot(recipe)).run.id
     return digest_json({"run": run_id, "start_from": recipe.retrain.start_from})
+
+
+def _duel(recipe: Recipe, registry: Registry) -> Duel:
+    snapshot = current_snapshot(recipe)
+    return Duel(gather(recipe, _finished_run(recipe, snapshot), snapshot), _champion(registry))
 
 
 def _finished_run(recipe: Recipe, snapshot: Snapshot) -> Run:
