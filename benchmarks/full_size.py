@@ -12,43 +12,15 @@ import argparse
 import json
 import resource
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
-from eridiff.demo.architecture import LAYOUTS, build_denoiser_on_meta, build_vae, save_random_base
-from eridiff.demo.encoders import ClipSize, T5Size
-from eridiff.demo.sizes import TINY, BaseSize, FluxSize, Sd3Size, UnetSize, VaeSize
+from benchmarks.random_bases import BASES, DEVICE, write_base
 from stages import pipeline
-
-PUBLISHED = BaseSize(
-    vae=VaeSize(blocks=(128, 256, 512, 512), layers=2, norm_groups=32),
-    clip_l=ClipSize(width=768, heads=12, layers=12, feed_forward=3072, projection=768),
-    clip_g=ClipSize(width=1280, heads=20, layers=32, feed_forward=5120, projection=1280),
-    t5=T5Size(width=4096, heads=64, head_width=64, layers=24, feed_forward=10240),
-    unet=UnetSize(
-        blocks=(320, 640, 1280),
-        head_width=64,
-        transformer_layers=(1, 2, 10),
-        norm_groups=32,
-        number_features=256,
-    ),
-    sd3=Sd3Size(layers=24, heads=24, head_width=64, dual_layers=tuple(range(13)), max_side=384),
-    flux=FluxSize(double_layers=19, single_layers=38, heads=24, axes=(16, 56, 56)),
-)
-LARGE = replace(PUBLISHED, sd3=Sd3Size(layers=38, heads=38, head_width=64, dual_layers=(), max_side=192))
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-BASES = {
-    "sdxl": ("sdxl", PUBLISHED),
-    "sd35-medium": ("sd35", PUBLISHED),
-    "sd35-large": ("sd35", LARGE),
-    "flux-dev": ("flux", PUBLISHED),
-}
-"""Recipe to family and widths."""
 
 
 def main() -> None:
@@ -91,7 +63,7 @@ def main() -> None:
         )
 
 
-def timed(name: str, work: Any) -> dict[str, Any]:
+def timed(name: str, work: Callable[[], object]) -> dict[str, Any]:
     """Runs `work`; its seconds, peak device memory and the process's peak memory so far."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -104,73 +76,6 @@ def timed(name: str, work: Any) -> dict[str, Any]:
         "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
         "peak_host_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 1),
     }
-
-
-def write_base(family: str, size: BaseSize, folder: Path) -> None:
-    """A diffusers folder of the published widths; tokenizers and index are the tiny base's."""
-    if (folder / "complete").exists():
-        return
-    save_random_base(family, folder, size=TINY)
-    layout = LAYOUTS[family]
-    with torch.device("meta"):
-        vae = build_vae(family, size)
-    save(build_denoiser_on_meta(family, size), folder / layout.denoiser)
-    save(vae, folder / "vae")
-    for number, kind in enumerate(layout.text_encoders, start=1):
-        suffix = "" if number == 1 else f"_{number}"
-        save(text_encoder(kind, folder / f"text_encoder{suffix}", size), folder / f"text_encoder{suffix}")
-    (folder / "complete").touch()
-
-
-def text_encoder(kind: str, tiny: Path, size: BaseSize) -> nn.Module:
-    """The encoder of `tiny` at published widths, without weights."""
-    import transformers
-
-    widths: dict[str, dict[str, int]] = {
-        "CLIP-L": clip_widths(size.clip_l),
-        "CLIP-G": clip_widths(size.clip_g),
-        "T5": {
-            "d_model": size.t5.width,
-            "d_kv": size.t5.head_width,
-            "d_ff": size.t5.feed_forward,
-            "num_layers": size.t5.layers,
-            "num_heads": size.t5.heads,
-        },
-    }
-    config = transformers.AutoConfig.from_pretrained(tiny)
-    name = config.architectures[0]
-    for key, value in widths[kind].items():
-        setattr(config, key, value)
-    with torch.device("meta"):
-        return getattr(transformers, name)(config)
-
-
-def clip_widths(size: ClipSize) -> dict[str, int]:
-    """A CLIP's widths as its config names them."""
-    return {
-        "hidden_size": size.width,
-        "num_attention_heads": size.heads,
-        "num_hidden_layers": size.layers,
-        "intermediate_size": size.feed_forward,
-        "projection_dim": size.projection,
-    }
-
-
-def save(module: nn.Module, folder: Path) -> None:
-    """Random bfloat16 weights for a module on the meta device: norms at 1, the rest small."""
-    for file in folder.glob("*.safetensors"):
-        file.unlink()
-    module = module.to(torch.bfloat16).to_empty(device=DEVICE)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                weight.fill_(1)
-            else:
-                weight.normal_(std=0.02)
-        for buffer in module.buffers():
-            buffer.zero_()
-    module.save_pretrained(folder)
-    torch.cuda.empty_cache()
 
 
 def write_images(folder: Path, count: int) -> None:

@@ -68,7 +68,6 @@ class Session:
                     work.grid,
                     batch_size=work.recipe.validation.batch_size,
                     device=self.device,
-                    dtype=DTYPES[work.recipe.train.dtype],
                     on_batch=progress,
                 )
             # Losses of LoRAs that are no longer asked about are let go.

@@ -30,7 +30,6 @@ def validate(
     *,
     batch_size: int,
     device: torch.device,
-    dtype: torch.dtype,
     on_batch: Callable[[int], None],
 ) -> Losses:
     """Losses of a denoiser, with whatever LoRA it carries, at all points of the grid.
@@ -42,14 +41,13 @@ def validate(
         grid: the points.
         batch_size: points in a batch.
         device: where the denoiser lies.
-        dtype: precision of products.
         on_batch: called with the number of points done, after each batch; may raise to stop.
 
     Raises:
         ModelError: a loss is not finite.
     """
     values = [[0.0] * len(grid.times) for _ in grid.samples]
-    with torch.no_grad(), step.precision(device, dtype):
+    with torch.no_grad():
         for points in point_batches(grid, batch_size):
             batch = _batch(family, cached, grid, points).to(device)
             losses = step.losses(family, denoiser, batch).plain.tolist()

@@ -114,6 +114,8 @@ class ModelFamily(Protocol):
     """The components of a base: folders, classes, original names."""
     targets: ClassVar[Mapping[str, tuple[str, ...]]]
     """Preset name to patterns (regular expressions on whole diffusers module names) of adapted layers."""
+    blocks: ClassVar[tuple[str, ...]]
+    """Class names of the blocks that the denoiser repeats: what is compiled, each kind once."""
 
     @property
     def options(self) -> FamilyOptions:

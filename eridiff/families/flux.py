@@ -80,6 +80,7 @@ class Flux:
             _SINGLE_MODULATION,
         ),
     }
+    blocks: ClassVar[tuple[str, ...]] = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
 
     def latent_recipe(self) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class Sd35:
         "attn-mlp": (_ATTENTION, _FEED_FORWARD),
         "all": (_ATTENTION, _FEED_FORWARD, _MODULATION),
     }
+    blocks: ClassVar[tuple[str, ...]] = ("JointTransformerBlock",)
     vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
 
     def latent_recipe(self) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Sdxl:
         "attn-mlp": (_ATTENTION, _FEED_FORWARD, _PROJECTION),
         "all": (_ATTENTION, _FEED_FORWARD, _PROJECTION, _TIME),
     }
+    blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock", "ResnetBlock2D")
     vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
 
     def latent_recipe(self) -> dict[str, Any]:

@@ -150,8 +150,10 @@ class Train(Section):
     """Share of samples trained with the empty prompt."""
     caption_dropout_pooled: bool = True
     """Whether dropout empties the pooled embedding, too."""
-    gradient_checkpointing: bool = True
-    """Save memory by computing activations twice."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Save memory by computing activations twice; `auto` does so once a step does not fit without."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"

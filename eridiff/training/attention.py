@@ -8,8 +8,8 @@ gradients of the run's own first batch are compared with those of plain matrix p
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
+from eridiff.training.compiling import eagerly
 from eridiff.training.recompute import recomputing
-from eridiff.training.step import Batch, losses, precision
+from eridiff.training.step import Batch, losses
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,11 @@ BACKENDS: Mapping[str, tuple[SDPBackend, ...]] = {
 NO_KERNEL = ("No available kernel", "No viable backend")
 """How torch says that none of the named backends takes the tensors at hand."""
 
-TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-"""Largest accepted |g - g_math| / |g_math| over all trained parameters, by the precision of the products."""
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+"""Largest accepted |g - g_math| / |g_math| over all trained parameters, by the precision of the products.
+
+Rounding alone makes some percent in bfloat16 in the deepest denoisers; a wrong backward pass makes 100 %.
+"""
 
 
 @contextmanager
@@ -63,11 +67,12 @@ def check_gradients(
     denoiser: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batch: Batch,
+    run: Callable[[Batch], Tensor],
     *,
     backend: str,
     dtype: torch.dtype,
 ) -> float:
-    """Compares the loss gradients of a real batch with those of plain matrix products.
+    """Compares the loss gradients of a real batch with those of uncompiled code and plain matrix products.
 
     Where the plain products do not fit into memory, the latents are cropped to half their sides, and the log
     says so.
@@ -75,9 +80,10 @@ def check_gradients(
     Args:
         family: makes the prediction and the loss.
         denoiser: with its LoRA.
-        parameters: name to trained parameter; their gradients are left as they were.
-        batch: on the denoiser's device; only its first sample is used.
-        backend: a key of `BACKENDS`.
+        parameters: name to trained parameter.
+        batch: on the denoiser's device.
+        run: gives the flat gradient of a batch's mean loss as training computes it, whichever way that is.
+        backend: a key of `BACKENDS`, under which `run` runs.
         dtype: the precision of the products.
 
     Returns:
@@ -89,14 +95,16 @@ def check_gradients(
     if backend == "math":
         return 0.0
     with recomputing(denoiser):
-        one, wanted = _reference(family, denoiser, parameters, batch.first(), dtype=dtype)
-    found = gradient(family, denoiser, parameters, one, backend=backend, dtype=dtype)
-    difference = float((found - wanted).norm() / wanted.norm())
+        checked, wanted = _reference(family, denoiser, parameters, batch)
+    with attention(backend), nullcontext() if checked is batch else eagerly():
+        found = run(checked)
+    apart, size = float((found - wanted).norm()), float(wanted.norm())
+    difference = apart / size if size else apart
     if not difference <= TOLERANCE[dtype]:  # also catches NaN
         raise ModelError(
             f"the attention backend {backend!r} gives wrong gradients on this device",
             where="train.attention",
-            found=f"relative difference {difference:.2g} from plain products, at latents {_size(one)}",
+            found=f"relative difference {difference:.2g} from plain products, at latents {_size(checked)}",
             wanted=f"at most {TOLERANCE[dtype]:g}",
             fix="set train.attention: efficient or math",
         )
@@ -104,15 +112,15 @@ def check_gradients(
 
 
 def _reference(
-    family: ModelFamily,
-    denoiser: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    batch: Batch,
-    *,
-    dtype: torch.dtype,
+    family: ModelFamily, denoiser: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Batch
 ) -> tuple[Batch, Tensor]:
+    """The batch, cropped if need be, and its gradient by plain products, one sample at a time."""
     try:
-        return batch, gradient(family, denoiser, parameters, batch, backend="math", dtype=dtype)
+        parts = [
+            gradient(family, denoiser, parameters, batch.only(number), backend="math")
+            for number in range(len(batch))
+        ]
+        return batch, torch.stack(parts).mean(dim=0)
     except torch.OutOfMemoryError:
         smaller = batch.cropped()
         if smaller is None:
@@ -123,7 +131,7 @@ def _reference(
             _size(smaller),
         )
     torch.cuda.empty_cache()
-    return _reference(family, denoiser, parameters, smaller, dtype=dtype)
+    return _reference(family, denoiser, parameters, smaller)
 
 
 def gradient(
@@ -133,12 +141,13 @@ def gradient(
     batch: Batch,
     *,
     backend: str,
-    dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of the mean loss over all trained parameters, flat float32; `.grad` is not touched."""
-    with attention(backend):
-        with precision(batch.t.device, dtype):
-            loss = losses(family, denoiser, batch).plain.mean()
+    """The gradient of the mean loss over all trained parameters, flat float32, by uncompiled code.
+
+    `.grad` is not touched.
+    """
+    with attention(backend), eagerly():
+        loss = losses(family, denoiser, batch).weighted.mean()
         parts = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     pairs = zip(parts, parameters.values(), strict=True)
     return torch.cat([(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in pairs])

@@ -16,11 +16,11 @@ from eridiff.store.runs import Run
 from eridiff.store.snapshots import Sample, Snapshot
 from eridiff.training.needed import latent_keys, text_keys
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same inputs would train another LoRA: order, draws, losses, initial weights."""
 
 _ID_LENGTH = 16
-_HOW_NOT_WHAT = {"gradient_checkpointing", "attention"}
+_HOW_NOT_WHAT = {"gradient_checkpointing", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
 
 

@@ -110,7 +110,7 @@ def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
     hooks.resumed(start)
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
-    difference = _checked_attention(job, processes, start)
+    difference = _checked_attention(job, processes, trainer)
     with (
         attention(job.train.attention),
         _tracked(job, processes, start) as track,
@@ -217,16 +217,19 @@ def _resume(trainer: Trainer, run: Run, processes: Processes) -> Window:
     return Window.of(kept.extra)
 
 
-def _checked_attention(job: Job, processes: Processes, start: int) -> float | None:
-    """Checks gradients on the first sample of the first step, on GPUs."""
+def _checked_attention(job: Job, processes: Processes, trainer: Trainer) -> float | None:
+    """Checks gradients on this device's share of the first batch, on GPUs."""
+    start = trainer.step
     if processes.device.type != "cuda" or start >= job.train.steps:
         return None
-    drawn = job.order.batch(start * job.train.gradient_accumulation_steps).draws[:1]
+    drawn = job.order.batch(start * job.train.gradient_accumulation_steps)
+    draws = drawn.share(processes.rank, processes.size) or drawn.draws[:1]
     difference = check_gradients(
         job.family,
         job.denoiser,
         job.parameters,
-        job.batches.batch(start, drawn).to(processes.device),
+        job.batches.batch(start, draws).to(processes.device),
+        trainer.gradient,
         backend=job.train.attention,
         dtype=DTYPES[job.train.dtype],
     )

@@ -55,8 +55,12 @@ def build_optimizer(
                 wanted=", ".join(known),
                 fix=f"write {near[0]!r}" if near else "remove it",
             )
+    parameters = list(parameters)
+    chosen = _with_tuples(params)
+    if "fused" in known and parameters[0].is_cuda and not {"foreach", "differentiable"} & chosen.keys():
+        chosen = {"fused": True, **chosen}
     try:
-        return kind(list(parameters), lr=lr, **_with_tuples(params))
+        return kind(parameters, lr=lr, **chosen)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"{kind.__name__} refused its arguments: {error}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 
 @runtime_checkable
@@ -15,7 +17,7 @@ class Recomputing(Protocol):
 
     is_gradient_checkpointing: bool
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any]) -> None:
         """Recompute from now on."""
         ...
 
@@ -24,10 +26,14 @@ class Recomputing(Protocol):
         ...
 
 
+# Denoisers draw nothing, and a CUDA graph cannot keep the state of a random number generator.
+_recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
 def recompute(denoiser: nn.Module) -> None:
     """Turns it on for good."""
     assert isinstance(denoiser, Recomputing), "diffusers' denoisers can"
-    denoiser.enable_gradient_checkpointing()
+    denoiser.enable_gradient_checkpointing(_recompute)
 
 
 @contextmanager
@@ -36,7 +42,7 @@ def recomputing(denoiser: nn.Module) -> Iterator[None]:
     if not isinstance(denoiser, Recomputing) or denoiser.is_gradient_checkpointing:
         yield
         return
-    denoiser.enable_gradient_checkpointing()
+    denoiser.enable_gradient_checkpointing(_recompute)
     try:
         yield
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,9 +44,10 @@ class Batch:
         """The batch on `device`; from pinned memory without waiting for it."""
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def first(self) -> Batch:
-        """A batch of the first sample alone."""
-        return replace(self.each(lambda tensor: tensor[:1]), sample_ids=self.sample_ids[:1])
+    def only(self, number: int) -> Batch:
+        """A batch of one sample alone, counted from 0."""
+        one = slice(number, number + 1)
+        return replace(self.each(lambda tensor: tensor[one]), sample_ids=self.sample_ids[one])
 
     def cropped(self) -> Batch | None:
         """The middle of the latents at half their sides, in whole blocks of 8 cells; None if none is left."""
@@ -76,10 +76,3 @@ def losses(family: ModelFamily, denoiser: nn.Module, batch: Batch) -> Losses:
     noisy = objective.noised(batch.clean, batch.noise, batch.t)
     prediction = family.predict(denoiser, noisy, batch.t, batch.cond)
     return objective.losses(prediction, batch.clean, batch.noise, batch.t)
-
-
-def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """A context in which products are computed in `dtype` while the LoRA's parameters stay float32."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype)

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eridiff.devices import DTYPES
 from eridiff.families.base import ModelFamily
 from eridiff.recipe import Train
 from eridiff.training.batches import StepBatches
 from eridiff.training.checkpoint import Checkpoint
 from eridiff.training.distributed import Processes
 from eridiff.training.ema import MovingAverage
+from eridiff.training.flat import ELEMENTWISE, flattened
 from eridiff.training.gradients import GradientBuffer
-from eridiff.training.optimizers import build_optimizer
+from eridiff.training.optimizers import build_optimizer, optimizer_class
+from eridiff.training.passes import Passes
 from eridiff.training.schedules import rate_factor
-from eridiff.training.step import Batch, losses, precision
+from eridiff.training.step import Batch
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ class Trainer:
     ) -> None:
         self.step = 0
         self.parameters = dict(parameters)
-        self._family, self._denoiser, self._settings, self._processes = family, denoiser, settings, processes
-        self._dtype = DTYPES[settings.dtype]
+        self._settings, self._processes = settings, processes
         self._buffer = GradientBuffer(self.parameters, num_extra=3)
+        trained = list(self.parameters.values())
+        if optimizer_class(settings.optimizer) in ELEMENTWISE:
+            trained = [flattened(trained, self._buffer)]
         self._optimizer = build_optimizer(
-            settings.optimizer, self.parameters.values(), lr=settings.lr, params=settings.optimizer_params
+            settings.optimizer, trained, lr=settings.lr, params=settings.optimizer_params
         )
+        self._passes = Passes(family, denoiser, self._buffer, settings, processes.device)
         average = settings.ema_config
         self._average = MovingAverage(self.parameters, average.ema_decay) if average.use_ema else None
 
@@ -115,6 +119,11 @@ class Trainer:
             self._average.load(kept.ema or {})
         self.step = kept.step
 
+    def gradient(self, batch: Batch) -> Tensor:
+        """The flat gradient of a batch's mean loss, as a step computes it; nothing is changed by it."""
+        self._passes.fill([batch], len(batch))
+        return self._buffer.gradients.clone()
+
     def advance(self, work: StepBatches, *, stop: bool) -> StepResult:
         """Makes one step.
 
@@ -125,11 +134,8 @@ class Trainer:
         Raises:
             NonFiniteError: loss or gradient is not finite; nothing was changed.
         """
-        self._buffer.zero_()
-        told = [
-            (batch.sample_ids, self._backward(batch.to(self._processes.device), work))
-            for batch in work.batches
-        ]
+        weighted = self._passes.fill(work.batches, work.num_samples)
+        told = [(batch.sample_ids, values) for batch, values in zip(work.batches, weighted, strict=True)]
         self._buffer.extra[2] = float(stop)
         self._processes.sum_(self._buffer.flat)
         norm = self._buffer.clip_(self._settings.max_grad_norm)
@@ -148,15 +154,6 @@ class Trainer:
             rate=rate,
             stop=stopped > 0,
         )
-
-    def _backward(self, batch: Batch, work: StepBatches) -> Tensor:
-        """Adds a batch's gradients and losses to the buffer; returns the loss of each sample."""
-        with precision(self._processes.device, self._dtype):
-            found = losses(self._family, self._denoiser, batch)
-        (found.weighted.sum() / work.num_samples).backward()
-        told = torch.stack([found.weighted.detach().sum(), found.plain.detach().sum()])
-        self._buffer.extra[:2] += told / work.num_samples
-        return found.weighted.detach()
 
     def _apply(self) -> float:
         settings = self._settings

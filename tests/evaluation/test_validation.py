@@ -28,7 +28,6 @@ def losses_of(world: World, pipeline: Any, batch_size: int = 4, seen: list[int] 
         grid_of(world),
         batch_size=batch_size,
         device=CPU,
-        dtype=torch.float32,
         on_batch=(seen if seen is not None else []).append,
     )
 

@@ -17,14 +17,25 @@ def one_batch(world: World, number: int = 0) -> Batch:
     return maker.batch(0, [Draw(world.samples[number].sample_id, 0)])
 
 
+def two_batch(world: World) -> Batch:
+    maker = Batches(world.family, world.cached, world.samples, Draws(5, 0.0, True))
+    return maker.batch(0, [Draw(world.samples[number].sample_id, 0) for number in (0, 1)])
+
+
+def run_under(world: World, denoiser, parameters, backend: str):
+    """The gradient as check_gradients is given it, from the module so that tests can spoil it."""
+    return lambda batch: module.gradient(world.family, denoiser, parameters, batch, backend=backend)
+
+
 def test_cudnn_is_never_chosen() -> None:
     assert not any(torch.nn.attention.SDPBackend.CUDNN_ATTENTION in choice for choice in BACKENDS.values())
 
 
 def test_the_backends_of_a_cpu_agree_with_plain_products(world: World) -> None:
     denoiser, parameters = make_denoiser(world)
+    run = run_under(world, denoiser, parameters, "auto")
     found = check_gradients(
-        world.family, denoiser, parameters, one_batch(world), backend="auto", dtype=torch.float32
+        world.family, denoiser, parameters, two_batch(world), run, backend="auto", dtype=torch.float32
     )
     assert 0 < found < 1e-4
     assert all(parameter.grad is None for parameter in parameters.values())
@@ -43,7 +54,13 @@ def test_wrong_gradients_stop_the_run_and_say_what_to_set(
     monkeypatch.setattr(module, "gradient", wrong)
     with pytest.raises(ModelError, match="wrong gradients") as caught:
         check_gradients(
-            any_world.family, denoiser, parameters, one_batch(any_world), backend="flash", dtype=torch.float32
+            any_world.family,
+            denoiser,
+            parameters,
+            one_batch(any_world),
+            run_under(any_world, denoiser, parameters, "flash"),
+            backend="flash",
+            dtype=torch.float32,
         )
     assert "train.attention: efficient or math" in str(caught.value)
 
@@ -65,11 +82,12 @@ def test_plain_products_that_do_not_fit_are_checked_on_a_crop(
     large = one_batch(any_world)
     large = Batch(
         large.sample_ids,
-        *(torch.randn(1, 4, 16, 16, generator=torch.Generator()) for _ in range(2)),
+        *(torch.randn(1, 16, 16, 16, generator=torch.Generator()) for _ in range(2)),
         large.t,
         large.cond,
     )
-    check_gradients(any_world.family, denoiser, parameters, large, backend="auto", dtype=torch.float32)
+    run = run_under(any_world, denoiser, parameters, "auto")
+    check_gradients(any_world.family, denoiser, parameters, large, run, backend="auto", dtype=torch.float32)
     assert sizes == [(16, 16), (8, 8), (8, 8)]
     assert "16x16 does not fit into memory: checking gradients at 8x8" in caplog.text
 
@@ -84,12 +102,33 @@ def test_a_backend_that_cannot_run_is_a_clear_error() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["auto", "efficient"])
 def test_gradients_on_the_gpu_agree_with_plain_products(
-    world: World, backend: str, dtype: torch.dtype
+    larger_world: World, backend: str, dtype: torch.dtype
 ) -> None:
     cuda = torch.device("cuda")
-    denoiser, _ = make_denoiser(world)
-    denoiser.to(cuda)
-    parameters = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
-    check_gradients(
-        world.family, denoiser, parameters, one_batch(world).to(cuda), backend=backend, dtype=dtype
+    denoiser, parameters = make_denoiser(larger_world, cuda, dtype)
+    batch = one_batch(larger_world).to(cuda)
+    run = run_under(larger_world, denoiser, parameters, backend)
+    check_gradients(larger_world.family, denoiser, parameters, batch, run, backend=backend, dtype=dtype)
+
+
+@pytest.mark.gpu
+def test_the_check_finds_a_backend_whose_gradients_are_wrong_or_it_is_right(
+    larger_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN, as torch would choose it: refused, or its gradients do agree; never trained on unseen."""
+    cuda, dtype = torch.device("cuda"), torch.bfloat16
+    denoiser, parameters = make_denoiser(larger_world, cuda, dtype)
+    batch = one_batch(larger_world).to(cuda)
+    monkeypatch.setitem(BACKENDS, "cudnn", (torch.nn.attention.SDPBackend.CUDNN_ATTENTION,))
+    found, wanted = (
+        gradient(larger_world.family, denoiser, parameters, batch, backend=name) for name in ("cudnn", "math")
     )
+    run = run_under(larger_world, denoiser, parameters, "cudnn")
+    agrees = bool((found - wanted).norm() <= 0.1 * wanted.norm())
+    if agrees:
+        check_gradients(larger_world.family, denoiser, parameters, batch, run, backend="cudnn", dtype=dtype)
+    else:
+        with pytest.raises(ModelError, match="wrong gradients"):
+            check_gradients(
+                larger_world.family, denoiser, parameters, batch, run, backend="cudnn", dtype=dtype
+            )

@@ -1,0 +1,116 @@
+"""Bases of the published widths with random weights: they take the time and the memory of trained ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eridiff.demo.architecture import LAYOUTS, build_denoiser_on_meta, build_vae, save_random_base
+from eridiff.demo.encoders import ClipSize, T5Size
+from eridiff.demo.sizes import TINY, BaseSize, FluxSize, Sd3Size, UnetSize, VaeSize
+
+PUBLISHED = BaseSize(
+    vae=VaeSize(blocks=(128, 256, 512, 512), layers=2, norm_groups=32),
+    clip_l=ClipSize(width=768, heads=12, layers=12, feed_forward=3072, projection=768),
+    clip_g=ClipSize(width=1280, heads=20, layers=32, feed_forward=5120, projection=1280),
+    t5=T5Size(width=4096, heads=64, head_width=64, layers=24, feed_forward=10240),
+    unet=UnetSize(
+        blocks=(320, 640, 1280),
+        head_width=64,
+        transformer_layers=(1, 2, 10),
+        norm_groups=32,
+        number_features=256,
+    ),
+    sd3=Sd3Size(layers=24, heads=24, head_width=64, dual_layers=tuple(range(13)), max_side=384),
+    flux=FluxSize(double_layers=19, single_layers=38, heads=24, axes=(16, 56, 56)),
+)
+LARGE = replace(PUBLISHED, sd3=Sd3Size(layers=38, heads=38, head_width=64, dual_layers=(), max_side=192))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BASES = {
+    "sdxl": ("sdxl", PUBLISHED),
+    "sd35-medium": ("sd35", PUBLISHED),
+    "sd35-large": ("sd35", LARGE),
+    "flux-dev": ("flux", PUBLISHED),
+}
+"""Recipe to family and widths."""
+
+
+def write_base(family: str, size: BaseSize, folder: Path) -> None:
+    """A diffusers folder of the published widths; tokenizers and index are the tiny base's."""
+    if (folder / "complete").exists():
+        return
+    save_random_base(family, folder, size=TINY)
+    layout = LAYOUTS[family]
+    with torch.device("meta"):
+        vae = build_vae(family, size)
+    save(build_denoiser_on_meta(family, size), folder / layout.denoiser)
+    save(vae, folder / "vae")
+    for number, kind in enumerate(layout.text_encoders, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        save(text_encoder(kind, folder / f"text_encoder{suffix}", size), folder / f"text_encoder{suffix}")
+    (folder / "complete").touch()
+
+
+def text_encoder(kind: str, tiny: Path, size: BaseSize) -> nn.Module:
+    """The encoder of `tiny` at published widths, without weights."""
+    import transformers
+
+    widths: dict[str, dict[str, int]] = {
+        "CLIP-L": clip_widths(size.clip_l),
+        "CLIP-G": clip_widths(size.clip_g),
+        "T5": {
+            "d_model": size.t5.width,
+            "d_kv": size.t5.head_width,
+            "d_ff": size.t5.feed_forward,
+            "num_layers": size.t5.layers,
+            "num_heads": size.t5.heads,
+        },
+    }
+    config = transformers.AutoConfig.from_pretrained(tiny)
+    name = config.architectures[0]
+    for key, value in widths[kind].items():
+        setattr(config, key, value)
+    with torch.device("meta"):
+        return getattr(transformers, name)(config)
+
+
+def clip_widths(size: ClipSize) -> dict[str, int]:
+    """A CLIP's widths as its config names them."""
+    return {
+        "hidden_size": size.width,
+        "num_attention_heads": size.heads,
+        "num_hidden_layers": size.layers,
+        "intermediate_size": size.feed_forward,
+        "projection_dim": size.projection,
+    }
+
+
+def random_denoiser(recipe: str) -> nn.Module:
+    """The denoiser of a key of `BASES`, on the device in bfloat16."""
+    family, size = BASES[recipe]
+    return materialised(build_denoiser_on_meta(family, size))
+
+
+def save(module: nn.Module, folder: Path) -> None:
+    """Writes a module of the meta device with random weights."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    materialised(module).save_pretrained(folder)
+    torch.cuda.empty_cache()
+
+
+def materialised(module: nn.Module) -> nn.Module:
+    """A module of the meta device with random bfloat16 weights: norms at 1, the rest small."""
+    module = module.to(torch.bfloat16).to_empty(device=DEVICE)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                weight.fill_(1)
+            else:
+                weight.normal_(std=0.02)
+        for buffer in module.buffers():
+            buffer.zero_()
+    return module

@@ -1,0 +1,38 @@
+"""Trained parameters as views of one flat tensor: an element-wise optimizer then makes one update a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from eridiff.training.gradients import GradientBuffer
+
+ELEMENTWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
+    {torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD}
+)
+"""Optimizers that treat every number alike: its update depends on its own history and the settings alone."""
+
+
+@torch.no_grad()
+def flattened(parameters: Iterable[nn.Parameter], buffer: GradientBuffer) -> nn.Parameter:
+    """Moves parameters into one flat tensor, whose gradient is the buffer's.
+
+    The parameters stay what they are to their modules: only their memory moves.
+
+    Args:
+        parameters: float32, on one device, in the order of the buffer.
+        buffer: holds their gradients.
+
+    Returns:
+        `[n]` float32, all numbers of the parameters, sharing their memory.
+    """
+    parameters = list(parameters)
+    whole = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    parts = torch.split(whole, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part.view(parameter.shape)
+    flat = nn.Parameter(whole)
+    flat.grad = buffer.gradients
+    return flat

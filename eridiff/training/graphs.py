@@ -1,0 +1,86 @@
+"""Forward and backward passes recorded as CUDA graphs, one for each shape of batch, replayed without Python.
+
+At small batches a GPU finishes kernels faster than Python launches them. A graph launches all of a pass at
+once (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). What a pass draws or decides must lie
+in its inputs, which here it does: a `Batch` holds everything random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eridiff.diffusion.objectives import Losses
+from eridiff.training.gradients import GradientBuffer
+from eridiff.training.step import Batch
+
+Pass = Callable[[Batch, Tensor], Losses]
+"""Adds the gradients of a batch's summed loss, times a factor, to a buffer; returns the losses, detached."""
+
+Shapes = tuple[torch.Size, ...]
+MAX_RECORDINGS = 32
+"""Shapes that are recorded; batches of further ones run launch by launch, at the same result."""
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    factor: Tensor
+    losses: Losses
+
+
+class Recorded:
+    """A pass that runs as it is when a shape is first met, is recorded the second time, then replayed.
+
+    The first run compiles kernels and fills caches, so that nothing is left to do but launches. A recording
+    keeps its memory: all share one pool, so that together they take about what the largest takes.
+
+    Args:
+        run: the pass, on a CUDA device; it must not wait for the device.
+        buffer: where its gradients go.
+        device: the CUDA device.
+    """
+
+    def __init__(self, run: Pass, buffer: GradientBuffer, device: torch.device) -> None:
+        self._run, self._buffer, self._device = run, buffer, device
+        self._met: set[Shapes] = set()
+        self._recordings: dict[Shapes, _Recording] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Batch, factor: float) -> Losses:
+        """The losses of `batch`, which may lie in pinned memory; its gradients are added to the buffer."""
+        shapes = tuple(tensor.shape for tensor in batch.tensors())
+        recording = self._recordings.get(shapes)
+        if recording is None:
+            if shapes not in self._met or len(self._recordings) == MAX_RECORDINGS:
+                losses = self._run(batch.to(self._device), torch.full((), factor, device=self._device))
+                self._met.add(shapes)
+                return losses
+            recording = self._recordings[shapes] = self._record(batch)
+        for there, new in zip(recording.batch.tensors(), batch.tensors(), strict=True):
+            there.copy_(new, non_blocking=True)
+        recording.factor.fill_(factor)
+        recording.graph.replay()
+        return Losses(recording.losses.weighted.clone(), recording.losses.plain.clone())
+
+    def forget(self) -> bool:
+        """Lets all recordings and their memory go; returns whether there were any."""
+        had = bool(self._recordings)
+        torch.cuda.synchronize(self._device)
+        self._recordings.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.empty_cache()
+        return had
+
+    def _record(self, batch: Batch) -> _Recording:
+        batch = batch.to(self._device).each(torch.Tensor.clone)
+        factor = torch.ones((), device=self._device)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads pin memory meanwhile, which is no part of the recording.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            losses = self._run(batch, factor)
+        return _Recording(graph, batch, factor, losses)

@@ -1,0 +1,102 @@
+"""Forward and backward passes of a step: compiled, recorded, checkpointed as asked and as memory allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.diffusion.objectives import Losses
+from eridiff.errors import ModelError
+from eridiff.families.base import ModelFamily
+from eridiff.lora.forward import compute_in_input_precision
+from eridiff.recipe import Train
+from eridiff.training.compiling import compile_blocks
+from eridiff.training.gradients import GradientBuffer
+from eridiff.training.graphs import Recorded
+from eridiff.training.recompute import recompute
+from eridiff.training.step import Batch, losses
+
+logger = logging.getLogger(__name__)
+
+
+class Passes:
+    """Fills a gradient buffer with the gradients of batches.
+
+    Args:
+        family: makes predictions and losses.
+        denoiser: on the device, with its LoRA; its blocks are compiled in place where asked for.
+        buffer: its first two extras take the sums of the weighted and the plain losses.
+        settings: the recipe's section.
+        device: where everything lies.
+    """
+
+    def __init__(
+        self,
+        family: ModelFamily,
+        denoiser: nn.Module,
+        buffer: GradientBuffer,
+        settings: Train,
+        device: torch.device,
+    ) -> None:
+        self._family, self._denoiser, self._buffer, self._device = family, denoiser, buffer, device
+        self._may_recompute = settings.gradient_checkpointing == "auto" and device.type == "cuda"
+        compute_in_input_precision(denoiser)
+        if settings.gradient_checkpointing is True:
+            recompute(denoiser)
+        compiled = device.type == "cuda" if settings.compile == "auto" else settings.compile
+        if compiled:
+            compile_blocks(denoiser, family.blocks)
+        self._recorded = Recorded(self._run, buffer, device) if compiled and device.type == "cuda" else None
+
+    def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:
+        """Sets the buffer to the gradients and losses of `batches`, each divided by `num_samples`.
+
+        Where memory runs out it goes on without the recordings, then with gradient checkpointing if that is
+        `auto`.
+
+        Returns:
+            The loss of each sample of each batch.
+
+        Raises:
+            ModelError: the step does not fit into memory.
+        """
+        while True:
+            try:
+                self._buffer.zero_()
+                return [self._add(batch, 1 / num_samples) for batch in batches]
+            except torch.OutOfMemoryError as error:
+                shortage = str(error)
+            # Only here, where the error no longer holds the tensors of the pass, can memory be given back.
+            self._save_memory(shortage)
+
+    def _add(self, batch: Batch, factor: float) -> Tensor:
+        if self._recorded is not None:
+            found = self._recorded(batch, factor)
+        else:
+            found = self._run(batch.to(self._device), torch.full((), factor, device=self._device))
+        self._buffer.extra[:2] += torch.stack([found.weighted.sum(), found.plain.sum()]) * factor
+        return found.weighted
+
+    def _run(self, batch: Batch, factor: Tensor) -> Losses:
+        found = losses(self._family, self._denoiser, batch)
+        (found.weighted.sum() * factor).backward()
+        return Losses(found.weighted.detach(), found.plain.detach())
+
+    def _save_memory(self, shortage: str) -> None:
+        torch.cuda.empty_cache()
+        if self._recorded is not None and self._recorded.forget():
+            return
+        if self._may_recompute:
+            logger.info("A step does not fit into memory: gradient checkpointing is on from here.")
+            recompute(self._denoiser)
+            self._may_recompute = False
+            return
+        raise ModelError(
+            "A training step does not fit into the device's memory.",
+            where="train",
+            found=shortage,
+            fix="set train.gradient_checkpointing: auto, or lower train.batch_size or datasets.resolution",
+        )
