@@ -110,6 +110,7 @@ def _refuse_if_too_many(recipe: Recipe, num_accepted: int, rejected: Sequence[tu
     )
     raise DataError(
         "No image can be used." if not num_accepted else "Too many images cannot be used.",
+        where=", ".join(str(dataset.folder_path) for dataset in recipe.datasets),
         found=f"{len(rejected)} of {total}:{examples}{more}",
         wanted=f"at most {allowed:.0%} (ingest.max_quarantine)",
         fix="mend or remove these files, or raise ingest.max_quarantine",

@@ -68,13 +68,16 @@ def discover(root: Path, *, caption_endings: Sequence[str]) -> Discovery:
                 fix="correct datasets.folder_path in the recipe",
             )
     except (OSError, tarfile.TarError) as error:
-        raise DataError("A dataset cannot be read.", where=root, found=str(error)) from error
+        raise DataError(
+            "A dataset cannot be read.", where=root, found=str(error), fix="make it readable for this user"
+        ) from error
     if not found.images and not found.unreadable:
         raise DataError(
             "A dataset holds no images.",
             where=root,
             found=f"{found.other_files} other files",
             wanted=", ".join(f".{ending}" for ending in sorted(IMAGE_ENDINGS)),
+            fix="put images there, or correct datasets.folder_path in the recipe",
         )
     return found
 

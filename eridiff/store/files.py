@@ -143,8 +143,9 @@ class FileDigests:
     """Digests of files, remembered by path, size, modification time and inode.
 
     Args:
-        cache_file: a JSON file that keeps them between processes. Two processes that write it at once may
-            lose each other's new entries, which costs a second reading and nothing else.
+        cache_file: a JSON file that keeps them between processes, once its folder exists: who only looks
+            makes none. Two processes that write it at once may lose each other's new entries, which costs a
+            second reading and nothing else.
     """
 
     def __init__(self, cache_file: str | Path) -> None:
@@ -164,7 +165,8 @@ class FileDigests:
         digest = digest_file(path)
         if _state(path) == state and started_ns - state[1] > _SETTLED_NS:
             self._known = {**self._load(), **self._known, str(path): [*state, digest]}
-            write_json(self._cache_file, self._known)
+            if self._cache_file.parent.is_dir():
+                write_json(self._cache_file, self._known)
         return digest
 
     def _load(self) -> Mapping[str, Sequence[Any]]:
