@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from eridiff.encoding.wanted import EMPTY_PROMPT
 from eridiff.errors import ModelError
 from eridiff.evaluation.pictures import Picture, Settings
-from eridiff.evaluation.quiet import unsaid
 from eridiff.families.base import ModelFamily, Prompts, SampleRequest
+from eridiff.quiet import unsaid
 from eridiff.store.files import atomic_path
 from eridiff.training.cached import Cached
 

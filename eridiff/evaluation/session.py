@@ -14,13 +14,13 @@ from eridiff.devices import DTYPES
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.encoding.wanted import prompts_of
 from eridiff.evaluation.pictures import LoraFile, batches
-from eridiff.evaluation.quiet import unsaid
 from eridiff.evaluation.results import LossFile
 from eridiff.evaluation.sampling import AttachedLora, attached, sample_missing
 from eridiff.evaluation.validation import validate
 from eridiff.evaluation.work import Work, subject_key
 from eridiff.families.base import ModelFamily
 from eridiff.lora.read import read_lora
+from eridiff.quiet import unsaid
 from eridiff.store.snapshots import text_key
 from eridiff.training.attention import attention
 from eridiff.training.cached import Cached

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.lora.adapters import Adapter
+from eridiff.quiet import unsaid
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
@@ -33,14 +34,18 @@ def attach(state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily
     """Puts a LoRA into a denoiser as `ADAPTER`, the way a user's pipeline does."""
     import diffusers
 
-    kind = getattr(diffusers, family.checkpoint.pipelines[0])
+    # Pipelines name classes for reading images, which nothing here uses.
+    with unsaid("transformers.utils.import_utils", "requires torchvision"):
+        kind = getattr(diffusers, family.checkpoint.pipelines[0])
     needed = [
         name
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if name != "self" and parameter.default is inspect.Parameter.empty
     ]
     pipeline = kind(**{**dict.fromkeys(needed), family.checkpoint.denoiser: denoiser})
-    pipeline.load_lora_weights(dict(state), adapter_name=ADAPTER)
+    # It says of each text encoder that is not there that it gets no LoRA: as it should be.
+    with unsaid("diffusers.loaders.lora_base", "associated to NoneType"):
+        pipeline.load_lora_weights(dict(state), adapter_name=ADAPTER)
 
 
 def _attached(layer: Any) -> Adapter:
