@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +74,22 @@ def publish(
     file_format: Format,
     dtype: torch.dtype,
     metadata: Mapping[str, str],
+    prove: Callable[[Path], object] | None = None,
 ) -> tuple[Reader, ...]:
-    """Write a LoRA file that appears only if it passes `verify`; the arguments are those of `write_lora`.
+    """Write a LoRA file that appears only if it passes `verify`; most arguments are those of `write_lora`.
+
+    Args:
+        path: where.
+        lora: float32 adapters.
+        denoiser: the denoiser that was trained.
+        family: has the names.
+        file_format: names of the tensors.
+        dtype: type of the factors in the file.
+        metadata: free-form strings.
+        prove: a further check of the file, which raises ModelError.
+
+    Returns:
+        The programs that were found to load it whole.
 
     Raises:
         ModelError: it does not pass; an earlier file of that name stays as it was.
@@ -84,9 +98,12 @@ def publish(
     with atomic_path(path) as aside:
         write_lora(aside, lora, family, file_format=file_format, dtype=dtype, metadata=metadata)
         try:
-            return verify(aside, lora, denoiser, family, file_format=file_format)
+            readers = verify(aside, lora, denoiser, family, file_format=file_format)
+            if prove is not None:
+                prove(aside)
         except ModelError as error:
             raise ModelError(error.what, where=path, found=error.found, fix=error.fix) from error
+    return readers
 
 
 def rehearse(
