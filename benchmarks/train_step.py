@@ -113,10 +113,10 @@ def main() -> None:
     if DEVICE.type != "cuda":
         parser.error("this needs a CUDA device")
     chosen = [case for case in CASES if options.all or case.name in (options.case or ())]
+    settings = Settings(
+        options.steps, options.attention, not options.eager, options.profiles, options.seconds
+    )
     if options.here:
-        settings = Settings(
-            options.steps, options.attention, not options.eager, options.profiles, options.seconds
-        )
         for case in chosen:
             for row in measure(case, settings):
                 print(json.dumps(row), flush=True)
@@ -124,19 +124,17 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     started = time.monotonic()
     for case in chosen:
-        left = options.seconds - (time.monotonic() - started)
-        rows += in_own_process(case, left)
+        rows += in_own_process(case, settings, options.seconds - (time.monotonic() - started))
     if not options.json:
         Console(width=160).print(table(rows))
 
 
-def in_own_process(case: Case, seconds: float) -> Iterator[dict[str, Any]]:
+def in_own_process(case: Case, settings: Settings, seconds: float) -> Iterator[dict[str, Any]]:
     """The rows of a case, printed as they come; a process that ends badly gives a row, too."""
-    given = [word for word in sys.argv[1:] if word not in ("--all", "--json")]
-    for number in reversed([index for index, word in enumerate(given) if word in ("--case", "--seconds")]):
-        del given[number : number + 2]
-    command = [sys.executable, "-m", "benchmarks.train_step", "--here", "--case", case.name, *given]
-    command += ["--seconds", str(seconds)]
+    command = [sys.executable, "-m", "benchmarks.train_step", "--here", "--case", case.name]
+    command += ["--steps", str(settings.steps), "--attention", settings.attention, "--seconds", str(seconds)]
+    command += ["--profiles", str(settings.profiles)] if settings.profiles else []
+    command += [] if settings.compile else ["--eager"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

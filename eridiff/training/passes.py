@@ -42,7 +42,7 @@ class Passes:
         device: torch.device,
     ) -> None:
         self._family, self._denoiser, self._buffer, self._device = family, denoiser, buffer, device
-        self._may_recompute = settings.gradient_checkpointing == "auto" and device.type == "cuda"
+        self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
         if settings.gradient_checkpointing is True:
             recompute(denoiser)

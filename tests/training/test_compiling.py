@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from eridiff.training.batches import Batches, Draws
+from eridiff.training.compiling import compile_blocks, eagerly
+from eridiff.training.order import Draw
+from eridiff.training.recompute import recomputing
+from eridiff.training.step import Batch, losses
+from tests.training.conftest import World, make_denoiser
+
+# Dynamo looks at `.grad` of whatever it meets.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+SQUARES, WIDES = range(5), range(5, 8)
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_compiled():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def batch_of(world: World, numbers: range) -> Batch:
+    maker = Batches(world.family, world.cached, world.samples, Draws(5, 0.0, True))
+    return maker.batch(0, [Draw(world.samples[number].sample_id, 0) for number in numbers])
+
+
+def gradients(world: World, denoiser: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch) -> Tensor:
+    loss = losses(world.family, denoiser, batch).weighted.sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])
+
+
+def num_graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same_and_few_graphs_serve_all_shapes(world: World) -> None:
+    denoiser, parameters = make_denoiser(world)
+    shapes = [SQUARES[:4], SQUARES[:3], WIDES, WIDES[:2], SQUARES[1:3]]
+    batches = [batch_of(world, numbers) for numbers in shapes]
+    wanted = [gradients(world, denoiser, parameters, batch) for batch in batches]
+    names = list(denoiser.state_dict())
+    num_blocks = compile_blocks(denoiser, world.family.blocks, backend="aot_eager")
+    assert list(denoiser.state_dict()) == names
+    graphs = []
+    for batch, gradient in zip(batches, wanted, strict=True):
+        found = gradients(world, denoiser, parameters, batch)
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+        graphs.append(num_graphs())
+    assert 0 < graphs[0] <= num_blocks
+    assert graphs[-1] == graphs[2], "sizes are left open once the batch and the image have changed"
+
+
+def test_compiled_blocks_can_be_recomputed_and_run_eagerly(any_world: World) -> None:
+    denoiser, parameters = make_denoiser(any_world)
+    batch = batch_of(any_world, SQUARES[:2])
+    wanted = gradients(any_world, denoiser, parameters, batch)
+    compile_blocks(denoiser, any_world.family.blocks, backend="aot_eager")
+    with eagerly():
+        assert torch.equal(gradients(any_world, denoiser, parameters, batch), wanted)
+    assert num_graphs() == 0
+    with recomputing(denoiser):
+        found = gradients(any_world, denoiser, parameters, batch)
+    assert num_graphs() > 0
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_denoiser_without_such_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no block is a Block"):
+        compile_blocks(nn.Linear(2, 2), ("Block",))

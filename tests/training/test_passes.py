@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from eridiff.errors import ModelError
+from eridiff.recipe import Train
+from eridiff.training import passes as module
+from eridiff.training.batches import Batches, Draws
+from eridiff.training.gradients import GradientBuffer
+from eridiff.training.order import Draw
+from eridiff.training.passes import Passes
+from eridiff.training.step import Batch, losses
+from tests.training.conftest import CPU, World, make_denoiser
+
+
+def batch_of(world: World) -> Batch:
+    maker = Batches(world.family, world.cached, world.samples, Draws(5, 0.0, True))
+    return maker.batch(0, [Draw(sample.sample_id, 0) for sample in world.samples[:2]])
+
+
+def make_passes(world: World, **settings: Any) -> tuple[Passes, GradientBuffer, Any]:
+    denoiser, parameters = make_denoiser(world)
+    buffer = GradientBuffer(parameters, num_extra=2)
+    return Passes(world.family, denoiser, buffer, Train.model_validate(settings), CPU), buffer, denoiser
+
+
+def test_a_step_of_two_batches_is_the_mean_over_all_samples(any_world: World) -> None:
+    passes, buffer, denoiser = make_passes(any_world)
+    batch = batch_of(any_world)
+    told = passes.fill([batch.only(0), batch.only(1)], 2)
+    apart = buffer.flat.clone()
+    passes.fill([batch], 2)
+    torch.testing.assert_close(apart, buffer.flat, rtol=1e-4, atol=1e-7)
+    mean = losses(any_world.family, denoiser, batch).plain.mean().item()
+    assert float(buffer.extra[1]) == pytest.approx(mean, rel=1e-5)
+    assert [len(values) for values in told] == [1, 1]
+
+
+def test_a_shortage_of_memory_turns_recomputing_on_once_and_is_told_the_second_time(
+    any_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    passes, buffer, denoiser = make_passes(any_world, gradient_checkpointing="auto")
+    passes.fill([batch_of(any_world)], 2)
+    wanted = buffer.flat.clone()
+    short = [2]
+
+    def scarce(*args: Any) -> Any:
+        if not denoiser.is_gradient_checkpointing and short[0]:
+            buffer.gradients.add_(1)  # what a backward pass leaves that broke off
+            short[0] -= 1
+            raise torch.OutOfMemoryError("no room")
+        return losses(*args)
+
+    monkeypatch.setattr(module, "losses", scarce)
+    caplog.set_level("INFO", "eridiff")
+    passes.fill([batch_of(any_world)], 2)
+    assert denoiser.is_gradient_checkpointing
+    assert "gradient checkpointing is on from here" in caplog.text
+    torch.testing.assert_close(buffer.flat, wanted)
+    denoiser.disable_gradient_checkpointing()
+    with pytest.raises(ModelError, match=r"does not fit .*(?s:.*)no room"):
+        passes.fill([batch_of(any_world)], 2)
+
+
+def test_checkpointing_that_was_refused_stays_off(any_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, _, denoiser = make_passes(any_world, gradient_checkpointing=False)
+
+    def scarce(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(module, "losses", scarce)
+    with pytest.raises(ModelError, match="gradient_checkpointing: auto"):
+        passes.fill([batch_of(any_world)], 2)
+    assert not denoiser.is_gradient_checkpointing
