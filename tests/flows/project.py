@@ -19,8 +19,8 @@ model: {{family: sdxl, base: {base}}}
 datasets: [{{folder_path: {images}, resolution: {side}}}]
 ingest: {{holdout: 0.3}}
 precompute: {{latent_batch_size: 1, text_batch_size: 1, part_samples: 1, text_dtype: fp32}}
-network: {{linear: 2, linear_alpha: 2, targets: attn}}
-train: {{steps: 12, batch_size: 1, lr: 5e-3, dtype: fp32, gradient_checkpointing: false}}
+network: {{linear: 4, linear_alpha: 4}}
+train: {{steps: 12, batch_size: 2, lr: 5e-3, dtype: fp32, gradient_checkpointing: false}}
 save: {{save_every: 4, dtype: fp32}}
 sample: {{prompts: ["a circle"], width: {side}, height: {side}, sample_steps: 1, seeds: [1]}}
 validation: {{images: 2, timesteps: 2}}
