@@ -69,8 +69,8 @@ class Service:
         wait_for(lambda: healthy(self.url), "the server", seconds=180)
         return server
 
-    def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
-        return self.start("worker", "start", "--pool", POOL, "--name", "w1", "--limit", "1", *options)
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        return self.start("worker", "start", "--pool", POOL, "--limit", "2")
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{arguments[0]}-{len(self.started)}.log").open("wb")
@@ -116,7 +116,7 @@ class Service:
     def state(self, run: str) -> dict[str, Any]:
         return self.get(f"/flow_runs/{run}")["state"]
 
-    def finished(self, run: str, *, seconds: float = 240) -> dict[str, Any]:
+    def finished(self, run: str, *, seconds: float = 400) -> dict[str, Any]:
         """The state of a run once it is final."""
         wait_for(lambda: self.state(run)["type"] in FINAL, f"run {run}", seconds=seconds)
         return self.state(run)

@@ -19,7 +19,7 @@ from eridiff.registry import Registry
 from tests.flows.project import Project, make_base, make_project
 from tests.flows.service import ROOT, Service, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[st
     return project.lora()
 
 
+SLOW_S = 400
+"""Patience with a machine that others use, too."""
+
+
 def eridiff(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "stages.cli", *arguments]
@@ -63,7 +67,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 def test_a_deployment_runs_and_a_second_run_does_nothing(service: Service, project: Project) -> None:
     run = ["deployment", "run", "train-lora/manual", "-p", f"config={project.recipe}"]
     assert service.prefect(*run[:-1], "confg=x.yaml", check=False).returncode == 1
-    service.prefect(*run, "--watch", "--watch-timeout", "300")
+    service.prefect(*run, "--watch", "--watch-timeout", str(SLOW_S))
     assert project.lora()
     done = service.finished(service.run("train-lora/manual", config=str(project.recipe)))
     assert done["message"] == "Nothing to do: every stage is finished."
@@ -116,16 +120,16 @@ def test_watching_a_folder_retrains_and_promotes(service: Service, project: Proj
     watcher = subprocess.Popen(command, cwd=ROOT, env=service.environment)
     registry = Registry(project.root / "registry", "tiny")
     try:
-        wait_for(lambda: len(registry.history().versions) == 1, "the first verdict", seconds=180)
+        wait_for(lambda: len(registry.history().versions) == 1, "the first verdict", seconds=SLOW_S)
         project.add_images(10, 4)
-        wait_for(lambda: len(registry.history().versions) == 2, "the second verdict", seconds=180)
+        wait_for(lambda: len(registry.history().versions) == 2, "the second verdict", seconds=SLOW_S)
     finally:
         watcher.send_signal(signal.SIGTERM)
         assert watcher.wait(20) == 0
     first, second = registry.history().versions
     assert first.verdict.snapshot != second.verdict.snapshot
     assert (project.root / "served" / "tiny.safetensors").is_file()
-    wait_for(lambda: not unfinished(service), "all runs", seconds=120)
+    wait_for(lambda: not unfinished(service), "all runs", seconds=SLOW_S)
     told = {"filter": {"event": {"name": ["eridiff.lora.promoted", "eridiff.lora.rejected"]}}}
     wait_for(lambda: len(service.post("/events/filter", told)["events"]) == 2, "both events", seconds=20)
 
@@ -153,6 +157,46 @@ def test_a_worse_challenger_is_rejected_and_rollback_works(service: Service, pro
     assert (project.root / "served" / "tiny.safetensors").read_bytes() == served
 
 
+def test_of_two_nights_at_once_the_second_is_left_out(service: Service, project: Project) -> None:
+    first = service.run("retrain/nightly", config=str(project.recipe))
+    wait_for(lambda: service.state(first)["type"] == "RUNNING", "the first run", seconds=SLOW_S)
+    second = service.finished(service.run("retrain/nightly", config=str(project.recipe)))
+    assert second["type"] == "CANCELLED"
+    assert service.finished(first)["message"].startswith("promoted")
+
+
+def test_of_two_changes_at_once_the_second_waits(service: Service, project: Project) -> None:
+    first = service.run("retrain/on-new-data", config=str(project.recipe))
+    wait_for(lambda: service.state(first)["type"] == "RUNNING", "the first run", seconds=SLOW_S)
+    second = service.run("retrain/on-new-data", config=str(project.recipe))
+    wait_for(lambda: service.state(second)["name"] == "AwaitingConcurrencySlot", "its turn", seconds=SLOW_S)
+    assert service.finished(first)["message"].startswith("promoted")
+    assert service.finished(second)["message"].startswith("No change since version 1")
+
+
+def test_a_worker_that_is_asked_to_stop_lets_its_run_save(service: Service, project: Project) -> None:
+    service.started[-1].kill()
+    service.started[-1].wait()
+    command = [sys.executable, "-m", "stages.cli", "worker"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=service.environment)
+    try:
+        long = {"train": {"steps": 5000}, "save": {"save_every": 5000}}
+        run = service.run("train-lora/manual", config=str(project.recipe), overrides=long)
+        metrics = "runs/tiny/*/metrics.jsonl"
+        wait_for(
+            lambda: any(path.stat().st_size for path in project.root.glob(metrics)), "steps", seconds=SLOW_S
+        )
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(90) == 0
+    finally:
+        worker.kill()
+        service.start_worker()
+    state = service.state(run)
+    assert state["type"] == "CANCELLED"
+    assert "everything is saved" in state["message"]
+    assert list(project.root.glob("runs/tiny/*/checkpoints/step-*"))
+
+
 def in_precompute(service: Service, project: Project, run: str) -> bool:
     return project.num_parts("latents") >= 2 and project.num_parts("text") < 3
 
@@ -171,7 +215,7 @@ def test_killed_at_any_place_a_new_run_finishes_with_the_same_result(
     victims: str,
 ) -> None:
     run = service.run("train-lora/manual", config=str(project.recipe))
-    wait_for(lambda: moment(service, project, run), f"{moment.__name__}", seconds=120, every=0.05)
+    wait_for(lambda: moment(service, project, run), f"{moment.__name__}", seconds=SLOW_S, every=0.05)
     flow = int(service.get(f"/flow_runs/{run}")["infrastructure_pid"])
     server, worker = service.started[0], service.started[-1]
     if victims in ("worker", "both"):
@@ -186,10 +230,10 @@ def test_killed_at_any_place_a_new_run_finishes_with_the_same_result(
         service.started[0] = service.start_server()
         service.started.pop()
     if victims in ("worker", "both"):
-        wait_for(lambda: not alive(flow), "the orphaned flow", seconds=240)
+        wait_for(lambda: not alive(flow), "the orphaned flow", seconds=SLOW_S)
         service.start_worker()
     parts = project.num_parts("latents"), project.num_parts("text")
-    again = service.finished(service.run("train-lora/manual", config=str(project.recipe)), seconds=300)
+    again = service.finished(service.run("train-lora/manual", config=str(project.recipe)))
     assert again["type"] == "COMPLETED"
     assert_same(project.lora(), undisturbed)
     assert project.num_parts("latents") >= parts[0]
