@@ -26,7 +26,6 @@ from eridiff.training.cached import open_cached
 from eridiff.training.inputs import Inputs
 from eridiff.training.loop import Job
 from eridiff.training.order import Order
-from eridiff.training.recompute import recompute
 
 _PACKAGES = ("eridiff", "torch", "diffusers", "transformers", "peft", "safetensors")
 
@@ -90,8 +89,6 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
     denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype])
     injected = inject(denoiser, recipe.network, family, seed=train.seed)
     rehearse(injected, denoiser, family, file_format=resolve_format(recipe.network.format, family))
-    if train.gradient_checkpointing:
-        recompute(denoiser)
     draws = Draws(train.seed, train.caption_dropout_rate, train.caption_dropout_pooled)
     job = Job(
         run=inputs.run,
