@@ -177,7 +177,7 @@ def test_a_lora_file_that_was_deleted_is_exported_again_without_training(root: t
         assert torch.equal(adapter.change(), after.layers[name].change())
 
 
-SAME_RUN = [{"gradient_checkpointing": True}, {"attention": "math"}]
+SAME_RUN = [{"gradient_checkpointing": True}, {"attention": "math"}, {"compile": False}]
 OTHER_RUN = [{"lr": 0.02}, {"seed": 1}, {"steps": 7}, {"batch_size": 3}, {"optimizer": "torch.optim.SGD"}]
 
 
