@@ -1,9 +1,9 @@
 """One recipe at real size through every stage on a GPU: seconds and peak memory of each.
 
-`python -m benchmarks.full_size --family flux` writes a base of the published widths with random weights
+`python -m benchmarks.full_size --recipe flux-dev` writes a base of the published widths with random weights
 (in bfloat16, as a diffusers folder), some images, and runs ingest, precompute, train and evaluate on them.
 Random weights take the time and the memory of trained ones. Needs a CUDA device, and disk for the base: 34 GB
-for flux, 16 GB for sd35-medium, 28 GB for sd35-large, 7 GB for sdxl.
+for flux-dev, 16 GB for sd35-medium, 28 GB for sd35-large, 7 GB for sdxl.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main() -> None:
         parser.error("this needs a CUDA device")
     family, size = BASES[options.recipe]
     base, images = options.folder / options.recipe / "base", options.folder / "images"
-    rows = [timed("write base", lambda: write_base(family, size, base))]
+    report("write base", lambda: write_base(family, size, base), options)
     write_images(images, options.images)
     recipe = pipeline.load_recipe(
         Path("configs") / f"{options.recipe}.yaml",
@@ -54,17 +55,18 @@ def main() -> None:
         },
     )
     for name in pipeline.NAMES:
-        rows.append(timed(name, lambda name=name: pipeline.run_stage(name, recipe)))
-    card = torch.cuda.get_device_name()
-    for row in rows:
-        line = {"recipe": options.recipe, "card": card, **row}
-        print(
-            json.dumps(line) if options.json else "  ".join(f"{key} {value}" for key, value in line.items())
-        )
+        report(name, partial(pipeline.run_stage, name, recipe), options)
+
+
+def report(name: str, work: Callable[[], object], options: argparse.Namespace) -> None:
+    """Runs `work` and prints its seconds, peak device memory and the process's peak memory so far."""
+    row = {"recipe": options.recipe, "card": torch.cuda.get_device_name(), **timed(name, work)}
+    text = "  ".join(f"{key} {value}" for key, value in row.items())
+    print(json.dumps(row) if options.json else text, flush=True)
 
 
 def timed(name: str, work: Callable[[], object]) -> dict[str, Any]:
-    """Runs `work`; its seconds, peak device memory and the process's peak memory so far."""
+    """Seconds, peak device memory and the process's peak memory so far, of `work`."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
