@@ -6,12 +6,14 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from eridiff import __version__
 from eridiff import recipe as recipes
 from eridiff.devices import DTYPES
 from eridiff.encoding.spaces import base_of, family_of
@@ -26,8 +28,9 @@ from eridiff.training.cached import open_cached
 from eridiff.training.inputs import Inputs
 from eridiff.training.loop import Job
 from eridiff.training.order import Order
+from eridiff.training.proof import prove
 
-_PACKAGES = ("eridiff", "torch", "diffusers", "transformers", "peft", "safetensors")
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,21 @@ class Session:
             made=datetime.now(UTC),
             provenance=self.inputs.provenance,
         )
+        last = step == recipe.train.steps
         folders = [str(dataset.folder_path.name) for dataset in recipe.datasets]
         publish(
-            run.lora_file(None if step == recipe.train.steps else step),
+            run.lora_file(None if last else step),
             lora,
             self.job.denoiser,
             family,
             file_format=file_format,
             dtype=DTYPES[recipe.save.dtype],
             metadata={**named, **describe_data(self.inputs.samples, folders)},
+            prove=partial(
+                prove, job=self.job, injected=self.injected, weights=weights, file_format=file_format
+            )
+            if last
+            else None,
         )
 
 
@@ -113,7 +122,7 @@ def write_facts(inputs: Inputs, device: torch.device) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and device."""
-    found: dict[str, Any] = {name: metadata.version(name) for name in _PACKAGES}
+    found: dict[str, Any] = {"eridiff": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
     found |= {"python": platform.python_version(), "platform": platform.platform(), "device": str(device)}
     if device.type == "cuda":
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
