@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,4 +114,4 @@ def _target(name: str, kind: Layer, network: Network) -> Target:
     else:
         rank, ratio = network.linear, network.linear_alpha / network.linear
     rank = next((own for pattern, own in network.ranks.items() if re.fullmatch(pattern, name)), rank)
-    return Target(name, rank, ratio * rank)
+    return Target(name, rank, ratio * rank * (math.sqrt(rank) if network.rslora else 1))

@@ -46,7 +46,8 @@ class Model(Section):
     variant: str | None = None
     """Weights variant of a diffusers repository, e.g. `fp16`."""
     tokenizers: Path | None = None
-    """Folder with `clip/` and `t5/` tokenizers, for bases that hold none."""
+    """Folder with `clip/` and `t5/` tokenizers, for bases that hold none; for sizes that an original file does
+    not tell, also with `unet/config.json`, `vae/config.json`, ..."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The family's own settings."""
 
@@ -116,6 +117,9 @@ class Network(Section):
     """`attn`, `attn-mlp`, `all`, or patterns of module names, e.g. `transformer_blocks.*.attn.to_q`."""
     ranks: dict[str, Positive] = Field(default_factory=dict)
     """Ranks of modules whose name matches a pattern; alpha keeps its ratio to the rank."""
+    rslora: bool = False
+    """Divide alpha by the root of the rank, not by the rank (Kalajdzievski 2023); files hold the alpha that
+    gives the same change."""
     init: Literal["kaiming", "gaussian"] = "kaiming"
     init_from: Path | None = None
     """A LoRA file to start from."""

@@ -72,6 +72,15 @@ def test_ranks_by_pattern_keep_the_ratio_of_alpha(tiny: Tiny) -> None:
         assert (layer.r["default"], layer.scaling["default"]) == (target.rank, 0.5)
 
 
+def test_rslora_divides_by_the_root_of_the_rank(tiny: Tiny) -> None:
+    denoiser = tiny.denoiser()
+    network = Network(linear=4, linear_alpha=8, targets="attn", rslora=True, ranks={r".*\.to_q": 16})
+    for target in inject(denoiser, network, tiny.family, seed=1).targets:
+        scale = denoiser.get_submodule(target.name).scaling["default"]
+        assert scale == pytest.approx(2 * target.rank**0.5)
+        assert scale == pytest.approx(target.alpha / target.rank)
+
+
 def test_convolutions_are_adapted_where_the_family_has_some(tiny: Tiny) -> None:
     network = Network(linear=4, conv=3, conv_alpha=6)
     if not tiny.family.checkpoint.lora.convolutions:
