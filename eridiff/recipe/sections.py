@@ -46,8 +46,8 @@ class Model(Section):
     variant: str | None = None
     """Weights variant of a diffusers repository, e.g. `fp16`."""
     tokenizers: Path | None = None
-    """Folder with `clip/` and `t5/` tokenizers, for bases that hold none; for sizes that an original file does
-    not tell, also with `unet/config.json`, `vae/config.json`, ..."""
+    """Folder with `clip/` and `t5/` tokenizers, for bases that hold none; for sizes that an original file
+    does not tell, also with `unet/config.json`, `vae/config.json`, ..."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The family's own settings."""
 
