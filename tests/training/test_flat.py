@@ -18,7 +18,7 @@ def backward(model: nn.Module, step: int) -> None:
     model(torch.linspace(-1, 1, 10).view(2, 5) + step).square().sum().backward()
 
 
-@pytest.mark.parametrize("kind", ELEMENTWISE)
+@pytest.mark.parametrize("kind", sorted(ELEMENTWISE, key=lambda kind: kind.__name__))
 def test_one_flat_update_is_that_of_each_parameter(kind: type[torch.optim.Optimizer]) -> None:
     apart, together = a_model(), a_model()
     buffer = GradientBuffer(dict(together.named_parameters()), num_extra=1)
