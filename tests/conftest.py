@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import os
 
-# Tiny products: on a busy machine, threads that wait for each other make seconds into minutes. Set before torch
-# is imported, which reads it once.
+# Tiny products: on a busy machine, threads that wait for each other make seconds into minutes. Set before
+# torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

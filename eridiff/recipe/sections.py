@@ -157,8 +157,8 @@ class Train(Section):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Save memory by computing activations twice; `auto` does so once a step does not fit without."""
     compile: bool | Literal["auto"] = False
-    """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU. Off
-    until it has been measured on one: try it on a copy of your recipe."""
+    """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU.
+    Off until it has been measured on one: try it on a copy of your recipe."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"

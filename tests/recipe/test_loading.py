@@ -64,7 +64,10 @@ def test_overrides_replace_one_key(tmp_path: Path, override: object, value: obje
 
 
 BAD = {
-    "unknown key": (GOOD + "network:\n  linaer: 16\n", r"line 11, key network\.linaer.*did you mean 'linear'"),
+    "unknown key": (
+        GOOD + "network:\n  linaer: 16\n",
+        r"line 11, key network\.linaer.*did you mean 'linear'",
+    ),
     "another trainer's key": (GOOD + "network:\n  rank: 16\n", r"did you mean 'linear'"),
     "unknown section": (GOOD + "trian: {}\n", r"line 10.*did you mean 'train'"),
     "key given twice": (GOOD + "train:\n  lr: 1\n", r"given twice.*line 10.*train"),
@@ -102,7 +105,9 @@ def test_every_fault_is_named_with_its_place(tmp_path: Path, fault: str) -> None
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["train.steps", "=5", "name.x=5", "datasets.7.resolution=5", "train.steps=["])
+@pytest.mark.parametrize(
+    "text", ["train.steps", "=5", "name.x=5", "datasets.7.resolution=5", "train.steps=["]
+)
 def test_bad_overrides_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecipeError):
         read(tmp_path, GOOD, [text])
