@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow
-from prefect.settings import (
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-    temporary_settings,
-)
 
 from eridiff.errors import EridiffError
 from eridiff.recipe import Recipe
+from flows.own_server import some_server
 from stages import pipeline
 from stages.cli import log_to_terminal
 from stages.stage import console
-
-STARTUP_S = 120
-"""How long Prefect's throwaway server, used where no other runs, may take to start on a busy machine."""
 
 
 def run_flow_here(flow: Flow[..., Any], summary: str, arguments: Sequence[str] | None = None) -> None:
@@ -40,12 +33,7 @@ def run_flow_here(flow: Flow[..., Any], summary: str, arguments: Sequence[str] |
     try:
         recipe = pipeline.load_recipe(Path(chosen.recipe), chosen.set)
         keys = [text.partition("=")[0] for text in chosen.set]
-        with temporary_settings(
-            {
-                PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: STARTUP_S,
-                PREFECT_SERVER_ANALYTICS_ENABLED: False,
-            }
-        ):
+        with some_server():
             found = flow(config=chosen.recipe, overrides=nested(recipe, keys))
     except EridiffError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
