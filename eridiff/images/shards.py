@@ -7,8 +7,7 @@ joins two halves into one), and all others keep their names and bytes.
 
 A sample is `<key>.<format>`, the user's own bytes, and `<key>.txt`, the caption file's own text before
 trigger words: so an edited caption file rewrites its shard, and a new trigger word, resolution or repeat
-count rewrites none. The bytes are plain ustar with no times or owners: any webdataset reader takes them, and
-equal samples give equal bytes.
+count rewrites none. webdataset writes them, without times or owners: equal samples give equal bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +24,10 @@ from typing import Protocol, TypeVar
 from eridiff.errors import DataError, StoreError
 from eridiff.images.sources import READ_FLAGS, Source, read_source
 
-LAYOUT = "eridiff image shard 1"
+LAYOUT = "eridiff image shard 2"
 """Changes when equal samples would give other bytes: part of every shard's name."""
 
 KEY_DIGITS = 20
-_BLOCK = tarfile.BLOCKSIZE
 _DIGEST_BITS = 256
 
 
@@ -69,8 +67,12 @@ class Shard:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tar."""
-        return sum(len(header) + _padded(size) for header, size, _ in _members(self)) + 2 * _BLOCK
+        """Size of the tar: a header and whole blocks for each file, two empty blocks, whole records."""
+        sizes = [
+            size for image in self.images for size in (image.source.num_bytes, len(image.caption.encode()))
+        ]
+        blocks = sum(1 + -(-size // tarfile.BLOCKSIZE) for size in sizes) + 2
+        return -(-blocks * tarfile.BLOCKSIZE // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def plan_shards(images: Iterable[ShardImage], *, shard_images: int) -> list[Shard]:
@@ -107,13 +109,17 @@ def write_shard(path: Path, shard: Shard) -> int:
         OSError: the disk is full.
         DataError: a user's file changed since it was scanned, or is gone.
     """
-    written = 0
-    with path.open("wb") as file:
-        for header, size, content in _members(shard):
-            data = content if isinstance(content, bytes) else _bytes_of(content)
-            written += file.write(b"".join((header, data, bytes(_padded(size) - size))))
-        written += file.write(bytes(2 * _BLOCK))
-    return written
+    from webdataset.writer import TarWriter  # brings torch along: only where something is to be written
+
+    with (
+        path.open("wb") as file,
+        TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False) as tar,
+    ):
+        for key, image in _keyed(shard):
+            tar.write(
+                {"__key__": key, image.extension: _bytes_of(image.source), "txt": image.caption.encode()}
+            )
+    return path.stat().st_size
 
 
 def _bytes_of(source: Source) -> bytes:
@@ -128,27 +134,13 @@ def _bytes_of(source: Source) -> bytes:
         ) from error
 
 
-def _members(shard: Shard) -> Iterator[tuple[bytes, int, bytes | Source]]:
-    """Header, size and content (bytes, or where to read them) of each file in the tar, in order."""
+def _keyed(shard: Shard) -> Iterator[tuple[str, ShardImage]]:
+    """Each image with its key; equal images with other captions are numbered."""
     previous, nth = "", 0
     for image in shard.images:
         nth = nth + 1 if image.content == previous else 0
         previous = image.content
-        key = image.content[:KEY_DIGITS] + (f"-{nth}" if nth else "")
-        size = image.source.num_bytes
-        yield _header(f"{key}.{image.extension}", size), size, image.source
-        caption = image.caption.encode()
-        yield _header(f"{key}.txt", len(caption)), len(caption), caption
-
-
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o444
-    return member.tobuf(tarfile.USTAR_FORMAT)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+        yield image.content[:KEY_DIGITS] + (f"-{nth}" if nth else ""), image
 
 
 class InShard(Protocol):
