@@ -75,7 +75,7 @@ def changes(
 
 
 def fingerprint(folders: Sequence[Path]) -> str:
-    """A digest of names, sizes and times of all files below the folders; no file is opened."""
+    """A digest of names, sizes and times of all files below the folders, or of archives; none is opened."""
     return digest_json([sorted(_states(folder)) for folder in folders])
 
 
@@ -100,17 +100,19 @@ def _is_behind(recipe: Recipe) -> bool:
     return not ingest.plan(recipe).complete
 
 
-def _states(folder: Path) -> Iterator[tuple[str, int, int]]:
+def _states(place: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, size and time of a file, or of each file below a folder; nothing of what went away meanwhile."""
     try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:  # moved away, or between our looks
+        if not place.is_dir():
+            status = place.stat()
+            yield str(place), status.st_size, status.st_mtime_ns
+            return
+        entries = [Path(entry.path) for entry in os.scandir(place) if not _is_link_to_folder(entry)]
+    except FileNotFoundError:
         return
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _states(Path(entry.path))
-            continue
-        try:
-            status = entry.stat()
-        except FileNotFoundError:
-            continue
-        yield entry.path, status.st_size, status.st_mtime_ns
+        yield from _states(entry)
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and entry.is_dir()  # it may lead back up

@@ -82,6 +82,16 @@ def test_a_fingerprint_follows_names_sizes_and_times_but_not_order(tmp_path: Pat
     assert all(one != other for one, other in itertools.combinations(seen, 2))
 
 
+def test_an_archive_is_watched_and_a_loop_of_links_is_not_followed(tmp_path: Path) -> None:
+    archive = tmp_path / "images.tar"
+    archive.write_bytes(b"1")
+    before = fingerprint([archive])
+    archive.write_bytes(b"12")
+    assert fingerprint([archive]) != before
+    (tmp_path / "up").symlink_to(tmp_path)
+    assert fingerprint([tmp_path]) == fingerprint([tmp_path])
+
+
 def test_a_folder_that_is_gone_is_an_empty_one(tmp_path: Path) -> None:
     assert fingerprint([tmp_path / "absent"]) == fingerprint([tmp_path])
 
