@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from safetensors import safe_open
 
 from eridiff.images.bucket_report import bucket_rows
@@ -24,6 +24,7 @@ from stages.stage import human_bytes
 
 THUMBNAIL_PX = 640
 SHOWN_ROWS = 200
+CELL_LENGTH = 40
 
 Reports = Mapping[str, Mapping[str, Any]]
 
@@ -133,12 +134,12 @@ def _show_training(key: str, outputs: Mapping[str, str]) -> None:
     steps, losses = _metrics(lora.parents[1] / "metrics.jsonl")
     if losses:
         about = f"Training loss, {losses[-1]:.5g} at step {steps[-1]}"
-        create_image_artifact(loss_curve(steps, losses), key=f"{key}-loss", description=about)
+        _show_image(loss_curve(steps, losses), lora.parents[1] / "metrics.jsonl", f"{key}-loss", about)
     with safe_open(lora, "numpy") as file:
         metadata = file.metadata() or {}
     told = "\n".join(f"| {name} | `{_short(value)}` |" for name, value in sorted(metadata.items()))
     create_markdown_artifact(
-        f"# LoRA\n\n`{lora}`, {human_bytes(lora.stat().st_size)}\n\n| made of | |\n|---|---|\n{told}",
+        f"# LoRA\n\n`{lora}`, {human_bytes(lora.stat().st_size)}\n\n| | made of |\n|---|---|\n{told}",
         key=f"{key}-lora",
         description="The LoRA and its provenance, as its metadata says it",
     )
@@ -150,17 +151,20 @@ def _metrics(path: Path) -> tuple[list[int], list[float]]:
 
 
 def _short(value: str) -> str:
-    return (value if len(value) <= 120 else value[:117] + "...").replace("|", "\\|").replace("\n", " ")
+    """A value that fits a column of the page, which is narrow."""
+    shown = value if len(value) <= CELL_LENGTH else value[: CELL_LENGTH - 3] + "..."
+    return shown.replace("|", "\\|").replace("\n", " ")
 
 
 def _show_grid(key: str, outputs: Mapping[str, str]) -> None:
     for name, path in outputs.items():
         if Path(path).suffix in {".png", ".webp", ".jpg"}:
-            create_image_artifact(
-                thumbnail(Path(path)),
-                key=f"{key}-{artifact_key(name)}",
-                description=f"Whole image: {Path(path).absolute()}",
-            )
+            _show_image(thumbnail(Path(path)), Path(path), f"{key}-{artifact_key(name)}", name.capitalize())
+
+
+def _show_image(uri: str, whole: Path, key: str, about: str) -> None:
+    """An image on the page, and the path of the file that has all of it."""
+    create_markdown_artifact(f"![{about}]({uri})\n\n`{whole.absolute()}`", key=key, description=about)
 
 
 def _stage_row(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
