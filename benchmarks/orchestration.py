@@ -29,7 +29,7 @@ from stages.dataset import current_snapshot
 from stages.drain import call, healthy
 
 FRESH_LIMIT_S, LATER_LIMIT_S, NIGHT_LIMIT_S = 15.0, 10.0, 15.0
-NUM_DEPLOYMENTS = 8
+NUM_DEPLOYMENTS = 9
 RECIPE = """\
 name: night
 model: {{family: sdxl, base: "builtin:demo-sdxl"}}

@@ -75,6 +75,16 @@ def show_verdict(recipe: Recipe, outputs: Mapping[str, str]) -> None:
     _show_grid(key, outputs)
 
 
+def show_sweep(recipe: Recipe, losses: Mapping[str, float | None], sheet: Path | None) -> None:
+    """Puts the runs of a sweep on the page, the best first, and their sheet."""
+    key = artifact_key(recipe.name)
+    ordered = sorted(losses.items(), key=lambda entry: (entry[1] is None, entry[1]))
+    rows = [{"run": name, "hold-out loss": loss} for name, loss in ordered]
+    create_table_artifact(rows, key=f"{key}-sweep", description="Runs of the sweep, the best first")
+    if sheet:
+        _show_image(thumbnail(sheet), sheet, f"{key}-sweep-grid", "Sweep")
+
+
 def artifact_key(name: str) -> str:
     """A recipe's name in the letters that Prefect allows in keys."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
