@@ -13,7 +13,7 @@ demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny ba
 	$(BIN)/python -m flows.train_lora configs/demo-$(FAMILY).yaml
 
 test: $(VENV)/installed-dev  ## Everything that needs no GPU
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-dev  ## Style and types
 	$(BIN)/ruff check .
