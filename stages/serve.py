@@ -90,6 +90,7 @@ def _environment(url: str) -> dict[str, str]:
     own = {
         "PREFECT_API_URL": url,
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(Path(".prefect").absolute())),
+        "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "3"),
         "DO_NOT_TRACK": "1",
     }
     if _num_gpus():
