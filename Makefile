@@ -7,13 +7,21 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test test-all serve lint format lock clean
 
+# Tiny products gain nothing from a second thread, and lose much once anything else runs.
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny base: FAMILY=sdxl|sd35|flux
 	$(BIN)/python -m flows.train_lora configs/demo-$(FAMILY).yaml
 
-test: $(VENV)/installed-dev  ## Everything that needs no GPU
+test: $(VENV)/installed-dev  ## All but the slow ones; needs no GPU
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(VENV)/installed-dev  ## Kills at random moments and whole services, too
 	$(BIN)/python -m pytest
+
+serve: $(VENV)/installed  ## Prefect's server, deployments and a worker, until Ctrl-C
+	$(BIN)/eridiff serve
 
 lint: $(VENV)/installed-dev  ## Style and types
 	$(BIN)/ruff check .
