@@ -234,6 +234,7 @@ for base in ({str(bases["flux"])!r}, {str(tmp_path / "flux.safetensors")!r}):
     model = Model(family="flux", base=base, tokenizers={str(tmp_path / "configs")!r})
     found = resolve(model, families.get("flux"))
     assert found.files("transformer") and found.files("tokenizer_2")
-assert not {{"torch", "diffusers", "transformers"}} & set(sys.modules)
+print(*{{"torch", "diffusers", "transformers"}} & set(sys.modules))
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert not loaded.stdout.split()
