@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
     from eridiff.families.checkpoints.layout import CheckpointLayout
+    from eridiff.families.encoders import ClipStates
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Names of floating-point types, as recipes have them."""
 
 
 class FamilyOptions(BaseModel):
@@ -92,6 +96,19 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class TrainableEncoder:
+    """A text encoder that may carry a LoRA of its own.
+
+    Attributes:
+        name: its folder's name in a diffusers repository.
+        idle_layers: layers at its end of which nothing reaches the denoiser, so that nothing could train them.
+    """
+
+    name: str
+    idle_layers: int = 0
+
+
+@dataclass(frozen=True)
 class SampleRequest:
     """One batch of images to sample; `seeds` and the prompts given with it have one entry an image."""
 
@@ -108,7 +125,7 @@ class ModelFamily(Protocol):
     name: ClassVar[str]
     latent: ClassVar[LatentSpec]
     parts: ClassVar[Parts]
-    vae_dtype: ClassVar[Literal["fp32", "bf16", "fp16"]]
+    vae_dtype: ClassVar[Precision]
     """In what precision images are encoded."""
     checkpoint: ClassVar[CheckpointLayout]
     """The components of a base: folders, classes, original names."""
@@ -116,6 +133,9 @@ class ModelFamily(Protocol):
     """Preset name to patterns (regular expressions on whole diffusers module names) of adapted layers."""
     blocks: ClassVar[tuple[str, ...]]
     """Class names of the blocks that the denoiser repeats: what is compiled, each kind once."""
+
+    trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]]
+    """The CLIP encoders that `train.train_text_encoder` adapts; T5 is never trained."""
 
     @property
     def options(self) -> FamilyOptions:
@@ -149,6 +169,18 @@ class ModelFamily(Protocol):
 
     def encode_prompts(self, encoders: Any, captions: Sequence[str]) -> Prompts:
         """Embeddings of captions, as the family's own pipeline makes them."""
+        ...
+
+    def join_prompts(self, states: Sequence[ClipStates], cached: Prompts) -> Prompts:
+        """Embeddings of which the part of the trainable encoders is `states`, one an encoder, in their order.
+
+        Differentiable. The same states as in `encode_prompts` give the same embeddings, to the bit.
+
+        Args:
+            states: of B captions.
+            cached: what `encode_prompts` gave for the captions when no encoder was trained; only the part of
+                the other encoders is looked at.
+        """
         ...
 
     def unconditional(self, empty: Prompts) -> Prompts:

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from eridiff.families import autoencoder
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
     LatentSpec,
-    Moments,
     Parts,
+    Precision,
     Prompts,
     SampleRequest,
+    TrainableEncoder,
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
-    from eridiff.families.encoders import TextEncoder
+    from eridiff.families.encoders import ClipStates, TextEncoder
 
 _DOUBLE_ATTENTION = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _SINGLE_ATTENTION = r"single_transformer_blocks\.\d+\.attn\.to_[qkv]"
@@ -81,7 +83,10 @@ class Flux:
         ),
     }
     blocks: ClassVar[tuple[str, ...]] = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+    vae_dtype: ClassVar[Precision] = "fp32"
+    trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]] = (TrainableEncoder("text_encoder"),)
+    load_vae = autoencoder.load_vae
+    encode_images = autoencoder.encode_images
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""
@@ -104,18 +109,6 @@ class Flux:
             logit_std=self.options.logit_std,
         )
 
-    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
-        """The 16-channel AutoencoderKL."""
-        from eridiff.families.checkpoints.loading import load_model
-
-        return load_model(base, "vae", device=device, dtype=dtype)
-
-    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
-        """Posterior moments, each `[B, 16, H/8, W/8]`."""
-        from eridiff.families import autoencoder
-
-        return autoencoder.encode(vae, pixels, self.latent)
-
     def load_text_encoders(
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder]:
@@ -133,6 +126,11 @@ class Flux:
 
         clip, t5 = encoders
         return Prompts(t5_states(t5, captions, self.options.t5_length), clip_states(clip, captions).pooled)
+
+    def join_prompts(self, states: Sequence[ClipStates], cached: Prompts) -> Prompts:
+        """CLIP-L's pooled state beside T5's, which are cached."""
+        (clip,) = states
+        return Prompts(cached.text, clip.pooled)
 
     def unconditional(self, empty: Prompts) -> Prompts:
         """The empty prompt itself."""

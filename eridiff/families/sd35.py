@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from eridiff.errors import ModelError
+from eridiff.families import autoencoder
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
     LatentSpec,
-    Moments,
     Parts,
+    Precision,
     Prompts,
     SampleRequest,
+    TrainableEncoder,
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
-    from eridiff.families.encoders import TextEncoder
+    from eridiff.families.encoders import ClipStates, TextEncoder
 
 _ATTENTION = r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
@@ -83,7 +85,13 @@ class Sd35:
         "all": (_ATTENTION, _FEED_FORWARD, _MODULATION),
     }
     blocks: ClassVar[tuple[str, ...]] = ("JointTransformerBlock",)
-    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+    vae_dtype: ClassVar[Precision] = "fp32"
+    trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]] = (
+        TrainableEncoder("text_encoder"),
+        TrainableEncoder("text_encoder_2"),
+    )
+    load_vae = autoencoder.load_vae
+    encode_images = autoencoder.encode_images
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""
@@ -111,18 +119,6 @@ class Sd35:
             preconditioned=self.options.loss == "preconditioned",
         )
 
-    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
-        """The 16-channel AutoencoderKL."""
-        from eridiff.families.checkpoints.loading import load_model
-
-        return load_model(base, "vae", device=device, dtype=dtype)
-
-    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
-        """Posterior moments, each `[B, 16, H/8, W/8]`."""
-        from eridiff.families import autoencoder
-
-        return autoencoder.encode(vae, pixels, self.latent)
-
     def load_text_encoders(
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder, TextEncoder]:
@@ -139,16 +135,18 @@ class Sd35:
         self, encoders: tuple[TextEncoder, TextEncoder, TextEncoder], captions: Sequence[str]
     ) -> Prompts:
         """CLIP's rows, zero-filled in width, then T5's: `[B, 77 + t5_length, 4096]`; pooled `[B, 2048]`."""
-        import torch
-
         from eridiff.families.encoders import clip_states, t5_states
 
         clip_l, clip_g = (clip_states(encoder, captions) for encoder in encoders[:2])
         zero_padding = self.options.mask_mode == "zero"
         t5 = t5_states(encoders[2], captions, self.options.t5_length, zero_padding=zero_padding)
-        clip = torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1)
-        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-        return Prompts(torch.cat([clip, t5], dim=1), torch.cat([clip_l.pooled, clip_g.pooled], dim=-1))
+        return _joined(clip_l, clip_g, t5)
+
+    def join_prompts(self, states: Sequence[ClipStates], cached: Prompts) -> Prompts:
+        """The states of both CLIPs before T5's rows of what is cached."""
+        clip_l, clip_g = states
+        t5 = cached.text[:, clip_l.penultimate.shape[1] :]
+        return _joined(clip_l, clip_g, t5.to(clip_l.penultimate.dtype))
 
     def unconditional(self, empty: Prompts) -> Prompts:
         """The empty prompt itself."""
@@ -218,3 +216,12 @@ class Sd35:
             guidance_scale=request.guidance,
             generator=generators(request.seeds),
         ).images
+
+
+def _joined(clip_l: ClipStates, clip_g: ClipStates, t5: Tensor) -> Prompts:
+    """What the MMDiT is told: CLIP's rows, zero-filled to the width of T5's, then those; both pooled."""
+    import torch
+
+    clip = torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1)
+    clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+    return Prompts(torch.cat([clip, t5], dim=1), torch.cat([clip_l.pooled, clip_g.pooled], dim=-1))

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from eridiff.errors import ModelError
+from eridiff.families import autoencoder
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
     LatentSpec,
-    Moments,
     Parts,
+    Precision,
     Prompts,
     SampleRequest,
+    TrainableEncoder,
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from eridiff.diffusion.objectives import Objective
     from eridiff.families.checkpoints.base import Base
-    from eridiff.families.encoders import TextEncoder
+    from eridiff.families.encoders import ClipStates, TextEncoder
 
 _ATTENTION = r".*\.transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 _FEED_FORWARD = r".*\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
@@ -79,7 +81,13 @@ class Sdxl:
         "all": (_ATTENTION, _FEED_FORWARD, _PROJECTION, _TIME),
     }
     blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock", "ResnetBlock2D")
-    vae_dtype: ClassVar[Literal["fp32"]] = "fp32"
+    vae_dtype: ClassVar[Precision] = "fp32"  # in fp16 it overflows to NaN unless it is a repaired one
+    trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]] = (
+        TrainableEncoder("text_encoder", idle_layers=1),  # the UNet is told nothing of its last layer
+        TrainableEncoder("text_encoder_2"),
+    )
+    load_vae = autoencoder.load_vae
+    encode_images = autoencoder.encode_images
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""
@@ -102,18 +110,6 @@ class Sdxl:
             noise_offset=self.options.noise_offset,
         )
 
-    def load_vae(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
-        """The 4-channel AutoencoderKL. In float16 it overflows to NaN unless it is a repaired one."""
-        from eridiff.families.checkpoints.loading import load_model
-
-        return load_model(base, "vae", device=device, dtype=dtype)
-
-    def encode_images(self, vae: Any, pixels: Tensor) -> Moments:
-        """Posterior moments, each `[B, 4, H/8, W/8]`."""
-        from eridiff.families import autoencoder
-
-        return autoencoder.encode(vae, pixels, self.latent)
-
     def load_text_encoders(
         self, base: Base, *, device: torch.device, dtype: torch.dtype
     ) -> tuple[TextEncoder, TextEncoder]:
@@ -127,12 +123,13 @@ class Sdxl:
 
     def encode_prompts(self, encoders: tuple[TextEncoder, TextEncoder], captions: Sequence[str]) -> Prompts:
         """Both CLIPs side by side `[B, 77, 2048]`; pooled is CLIP-G's, projected `[B, 1280]`."""
-        import torch
-
         from eridiff.families.encoders import clip_states
 
-        clip_l, clip_g = (clip_states(encoder, captions) for encoder in encoders)
-        return Prompts(torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1), clip_g.pooled)
+        return _joined(*(clip_states(encoder, captions) for encoder in encoders))
+
+    def join_prompts(self, states: Sequence[ClipStates], cached: Prompts) -> Prompts:
+        """Both CLIPs side by side: nothing of what is cached is left."""
+        return _joined(*states)
 
     def unconditional(self, empty: Prompts) -> Prompts:
         """Zeros: the base was trained with zeroed embeddings where captions were dropped."""
@@ -205,7 +202,6 @@ class Sdxl:
         self, pipeline: Any, prompts: Prompts, negatives: Prompts, request: SampleRequest
     ) -> list[Image.Image]:
         """Images by classifier-free guidance, told that they are whole and of their own size."""
-        from eridiff.families import autoencoder
         from eridiff.families.sampling import generators, like
 
         prompts, negatives = like(pipeline.unet, prompts), like(pipeline.unet, negatives)
@@ -223,3 +219,10 @@ class Sdxl:
         ).images
         pixels = autoencoder.decode(pipeline.vae, latents)
         return pipeline.image_processor.postprocess(pixels, output_type="pil")
+
+
+def _joined(clip_l: ClipStates, clip_g: ClipStates) -> Prompts:
+    """What the UNet is told: all states of both, and the pooled one of CLIP-G."""
+    import torch
+
+    return Prompts(torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1), clip_g.pooled)
