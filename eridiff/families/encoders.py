@@ -47,7 +47,16 @@ class ClipStates:
 @torch.no_grad()
 def clip_states(clip: TextEncoder, captions: Sequence[str]) -> ClipStates:
     """States of captions cut or filled up to the model's length, without a mask."""
-    ids, _ = _tokens(clip, captions, clip.model.config.max_position_embeddings)
+    return clip_forward(clip, clip_tokens(clip, captions).to(clip.model.device))
+
+
+def clip_tokens(clip: TextEncoder, captions: Sequence[str]) -> Tensor:
+    """Token ids `[B, 77]` int64 on the CPU, of captions cut or filled up to the model's length."""
+    return _tokens(clip, captions, clip.model.config.max_position_embeddings)[0]
+
+
+def clip_forward(clip: TextEncoder, ids: Tensor) -> ClipStates:
+    """States of token ids `[B, 77]` on the model's device; gradients are the caller's choice."""
     output = clip.model(ids, output_hidden_states=True)
     pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
     return ClipStates(output.hidden_states[-2], pooled)
@@ -63,7 +72,7 @@ def t5_states(t5: TextEncoder, captions: Sequence[str], length: int, *, zero_pad
         length: tokens, end-of-text included.
         zero_padding: set the states of filling tokens to zero afterwards.
     """
-    ids, is_text = _tokens(t5, captions, length)
+    ids, is_text = (tokens.to(t5.model.device) for tokens in _tokens(t5, captions, length))
     states = t5.model(ids).last_hidden_state
     return states * is_text[..., None] if zero_padding else states
 
@@ -73,5 +82,4 @@ def _tokens(encoder: TextEncoder, captions: Sequence[str], length: int) -> tuple
     tokens = encoder.tokenizer(
         list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
-    device = encoder.model.device
-    return tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    return tokens.input_ids, tokens.attention_mask
