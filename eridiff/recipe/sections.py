@@ -143,6 +143,9 @@ class Train(Section):
     """Batches a step, one after the other."""
     steps: Positive = 2000
     lr: Annotated[float, Field(gt=0)] = 1e-4
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Learning rate of the LoRA's B as a multiple of A's `lr`: LoRA+ (Hayou et al. 2024), who advise 16 and a
+    lower `lr`."""
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
     lr_warmup_steps: Count = 0
     optimizer: str = "adamw"

@@ -1,13 +1,11 @@
-"""Trained parameters as views of one flat tensor: an element-wise optimizer then makes one update a step."""
+"""Trained parameters as views of flat tensors: an element-wise optimizer then makes one update a group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import nn
-
-from eridiff.training.gradients import GradientBuffer
+from torch import Tensor, nn
 
 ELEMENTWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
     {torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD}
@@ -16,14 +14,14 @@ ELEMENTWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
 
 
 @torch.no_grad()
-def flattened(parameters: Iterable[nn.Parameter], buffer: GradientBuffer) -> nn.Parameter:
-    """Moves parameters into one flat tensor, whose gradient is the buffer's.
+def flattened(parameters: Iterable[nn.Parameter], gradients: Tensor) -> nn.Parameter:
+    """Moves parameters into one flat tensor.
 
     The parameters stay what they are to their modules: only their memory moves.
 
     Args:
-        parameters: float32, on one device, in the order of the buffer.
-        buffer: holds their gradients.
+        parameters: float32, on one device.
+        gradients: `[n]` float32, theirs in the same order.
 
     Returns:
         `[n]` float32, all numbers of the parameters, sharing their memory.
@@ -34,5 +32,5 @@ def flattened(parameters: Iterable[nn.Parameter], buffer: GradientBuffer) -> nn.
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.data = part.view(parameter.shape)
     flat = nn.Parameter(whole)
-    flat.grad = buffer.gradients
+    flat.grad = gradients
     return flat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,15 @@ class GradientBuffer:
         self.flat.zero_()
         for parameter, view in zip(self._parameters.values(), self._views, strict=True):
             parameter.grad = view.view_as(parameter)
+
+    def of(self, names: Sequence[str]) -> Tensor:
+        """The flat gradients of parameters that follow each other in the buffer, from the first name on."""
+        order = list(self._parameters)
+        first = order.index(names[0])
+        if order[first : first + len(names)] != list(names):
+            raise ValueError("these parameters do not follow each other in the buffer")
+        start = sum(view.numel() for view in self._views[:first])
+        return self.gradients[start:][: sum(self._parameters[name].numel() for name in names)]
 
     def clip_(self, max_norm: float) -> Tensor:
         """Scales the gradients down to `max_norm` where they are longer; 0 does not clip.

@@ -22,6 +22,9 @@ VERSION = 2
 _ID_LENGTH = 16
 _HOW_NOT_WHAT = {"gradient_checkpointing", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
+_CAME_LATER: Mapping[str, Any] = {"loraplus_lr_ratio": 1.0}
+"""Settings that runs of earlier versions did not have, with the value that trains as those did: it does not
+count, so that they are found again."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Inputs:
             "base": self.base,
             "start": self.start,
             "network": recipe.network.model_dump(mode="json", exclude={"init_from"}),
-            "train": recipe.train.model_dump(mode="json", exclude=_HOW_NOT_WHAT),
+            "train": _deciding(recipe.train.model_dump(mode="json", exclude=_HOW_NOT_WHAT)),
             "file": recipe.save.dtype,
         }
         return Run(workspace(recipe).run_root(recipe.name), digest_json(decides)[:_ID_LENGTH])
@@ -119,6 +122,10 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
         },
         start=digests.digest(start) if start else None,
     )
+
+
+def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if _CAME_LATER.get(key) != value}
 
 
 def _digest_of_weights(space: Space) -> str:

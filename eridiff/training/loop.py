@@ -227,7 +227,7 @@ def _checked_attention(job: Job, processes: Processes, trainer: Trainer) -> floa
     difference = check_gradients(
         job.family,
         job.denoiser,
-        job.parameters,
+        trainer.parameters,
         job.batches.batch(start, draws).to(processes.device),
         trainer.gradient,
         backend=job.train.attention,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,19 +25,27 @@ ALIASES: Mapping[str, str] = {
 WHERE = "train.optimizer"
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are trained at one rate, the peak of its schedule."""
+
+    parameters: Sequence[nn.Parameter]
+    lr: float
+
+
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, params: Mapping[str, Any]
+    name: str, groups: Sequence[Group], *, lr: float, params: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """An optimizer over `parameters`.
+    """An optimizer of parameters, whose groups are in the order of `groups`.
 
     Args:
         name: a key of `ALIASES`, or the import path of a subclass of `torch.optim.Optimizer`.
-        parameters: what it trains.
-        lr: the peak learning rate.
+        groups: what it trains; not empty.
+        lr: the peak learning rate of the recipe.
         params: its other arguments, as the recipe gives them.
 
     Raises:
-        RecipeError: no such class, or arguments that it does not take.
+        RecipeError: no such class, arguments that it does not take, or rates that it wants equal.
     """
     kind: Any = optimizer_class(name)  # each class has arguments of its own
     if _needs_closure(kind):
@@ -55,12 +64,19 @@ def build_optimizer(
                 wanted=", ".join(known),
                 fix=f"write {near[0]!r}" if near else "remove it",
             )
-    parameters = list(parameters)
     chosen = _with_tuples(params)
-    if "fused" in known and parameters[0].is_cuda and not {"foreach", "differentiable"} & chosen.keys():
+    device = groups[0].parameters[0].device
+    if "fused" in known and device.type == "cuda" and not {"foreach", "differentiable"} & chosen.keys():
         chosen = {"fused": True, **chosen}
+
+    def build(groups: Sequence[Group]) -> torch.optim.Optimizer:
+        listed = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+        return kind(listed, lr=lr, **chosen)
+
     try:
-        return kind(parameters, lr=lr, **chosen)
+        if len({group.lr for group in groups}) > 1:
+            _try_rates(build, groups, device)
+        return build(groups)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"{kind.__name__} refused its arguments: {error}",
@@ -103,6 +119,25 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             "not a torch optimizer", where=WHERE, found=path, wanted="a subclass of torch.optim.Optimizer"
         )
     return found
+
+
+def _try_rates(
+    build: Callable[[Sequence[Group]], torch.optim.Optimizer], groups: Sequence[Group], device: torch.device
+) -> None:
+    """Steps a trial of the optimizer: some, such as Prodigy, refuse rates that differ only there."""
+    trial = [Group([nn.Parameter(torch.zeros(1, device=device))], group.lr) for group in groups]
+    optimizer = build(trial)
+    for group in trial:
+        for parameter in group.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step()
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{type(optimizer).__name__} does not train at several rates: {error}",
+            where="train.loraplus_lr_ratio",
+            fix="leave train.loraplus_lr_ratio out, or choose another optimizer",
+        ) from error
 
 
 def _needs_closure(kind: type[torch.optim.Optimizer]) -> bool:

@@ -17,8 +17,9 @@ from eridiff.training.distributed import Processes
 from eridiff.training.ema import MovingAverage
 from eridiff.training.flat import ELEMENTWISE, flattened
 from eridiff.training.gradients import GradientBuffer
-from eridiff.training.optimizers import build_optimizer, optimizer_class
+from eridiff.training.optimizers import Group, build_optimizer, optimizer_class
 from eridiff.training.passes import Passes
+from eridiff.training.rates import RateGroup, rate_groups
 from eridiff.training.schedules import rate_factor
 from eridiff.training.step import Batch
 
@@ -34,7 +35,7 @@ class StepResult:
         loss: what was minimised, mean over samples.
         plain_loss: mean squared error, comparable between weightings.
         grad_norm: before clipping.
-        rate: the learning rate.
+        rate: the learning rate, that of `up` not multiplied by LoRA+'s ratio.
         stop: whether any device was asked to stop.
     """
 
@@ -76,14 +77,16 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.step = 0
-        self.parameters = dict(parameters)
+        self._rates = rate_groups(parameters, loraplus_lr_ratio=settings.loraplus_lr_ratio)
+        # Group after group, so that each is one stretch of the buffer.
+        self.parameters = {name: p for group in self._rates for name, p in group.parameters.items()}
         self._settings, self._processes = settings, processes
         self._buffer = GradientBuffer(self.parameters, num_extra=3)
-        trained = list(self.parameters.values())
-        if optimizer_class(settings.optimizer) in ELEMENTWISE:
-            trained = [flattened(trained, self._buffer)]
         self._optimizer = build_optimizer(
-            settings.optimizer, trained, lr=settings.lr, params=settings.optimizer_params
+            settings.optimizer,
+            [Group(self._trained(group), settings.lr * group.factor) for group in self._rates],
+            lr=settings.lr,
+            params=settings.optimizer_params,
         )
         self._passes = Passes(family, denoiser, self._buffer, settings, processes.device)
         average = settings.ema_config
@@ -155,6 +158,13 @@ class Trainer:
             stop=stopped > 0,
         )
 
+    def _trained(self, group: RateGroup) -> list[nn.Parameter]:
+        """A group's parameters as the optimizer sees them: as one where it treats every number alike."""
+        members = list(group.parameters.values())
+        if optimizer_class(self._settings.optimizer) not in ELEMENTWISE:
+            return members
+        return [flattened(members, self._buffer.of(list(group.parameters)))]
+
     def _apply(self) -> float:
         settings = self._settings
         rate = settings.lr * rate_factor(
@@ -163,8 +173,8 @@ class Trainer:
             warmup_steps=settings.lr_warmup_steps,
             num_steps=settings.steps,
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * own.factor
         self._optimizer.step()
         if self._average is not None:
             self._average.update()

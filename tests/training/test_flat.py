@@ -22,7 +22,7 @@ def backward(model: nn.Module, step: int) -> None:
 def test_one_flat_update_is_that_of_each_parameter(kind: type[torch.optim.Optimizer]) -> None:
     apart, together = a_model(), a_model()
     buffer = GradientBuffer(dict(together.named_parameters()), num_extra=1)
-    flat = flattened(together.parameters(), buffer)
+    flat = flattened(together.parameters(), buffer.gradients)
     wanted, found = kind(apart.parameters(), lr=0.01), kind([flat], lr=0.01)
     for step in range(3):
         wanted.zero_grad()
@@ -38,7 +38,8 @@ def test_one_flat_update_is_that_of_each_parameter(kind: type[torch.optim.Optimi
 def test_parameters_stay_themselves_and_share_the_memory() -> None:
     model = a_model()
     before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
-    flat = flattened(model.parameters(), GradientBuffer(dict(model.named_parameters()), num_extra=0))
+    buffer = GradientBuffer(dict(model.named_parameters()), num_extra=0)
+    flat = flattened(model.parameters(), buffer.gradients)
     for name, parameter in model.named_parameters():
         assert parameter is before[name][0]
         assert torch.equal(parameter, before[name][1])

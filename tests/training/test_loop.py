@@ -79,8 +79,9 @@ def test_the_loss_falls_on_fixed_data(world: World, run: Run) -> None:
         {"ema_config": {"use_ema": True, "ema_decay": 0.9}, "gradient_accumulation_steps": 2},
         {"optimizer": "torch.optim.SGD", "optimizer_params": {"momentum": 0.9}, "lr_scheduler": "cosine"},
         {"lr_warmup_steps": 6, "lr_scheduler": "linear"},
+        {"loraplus_lr_ratio": 4.0},
     ],
-    ids=["default", "ema+accumulation", "sgd+cosine", "warm-up"],
+    ids=["default", "ema+accumulation", "sgd+cosine", "warm-up", "LoRA+"],
 )
 def test_stopped_and_resumed_equals_straight(
     any_world: World, tmp_path: Path, settings: dict[str, Any]
