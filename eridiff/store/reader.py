@@ -1,8 +1,9 @@
-"""Reading items: memory-mapped, and each checked against its digest the first time."""
+"""Reading items: memory-mapped, and the bytes of each checked the first time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,8 @@ class Reader:
     def get(self, key: str) -> dict[str, StoredTensor]:
         """The tensors of an item, by name: views of the mapped file, not to be written to.
 
+        The first time, their bytes are checked by CRC-32, or by digest in parts that have none.
+
         Raises:
             KeyError: there is no such item.
             StoreError: every copy is damaged; they are marked, so that `missing` names the key from now on.
@@ -53,7 +56,7 @@ class Reader:
         for span in self._readable[key]:
             places = self._catalog.places(span)
             if span not in self._checked:
-                reason = self.fault(span) or ""
+                reason = self._fault(places, span.part, quick=True) or ""
                 if reason:
                     self._on_damage(span, key, reason)
                     continue
@@ -67,16 +70,20 @@ class Reader:
 
     def fault(self, span: Span) -> str | None:
         """What is wrong with the bytes of an item, read and digested; `None` if nothing is."""
-        for place in self._catalog.places(span):
+        return self._fault(self._catalog.places(span), span.part, quick=False)
+
+    def _fault(self, places: Sequence[Place], part: str, *, quick: bool) -> str | None:
+        for place in places:
             try:
-                found = digest_bytes(self._view(span.part, place).data)
+                data = self._view(part, place).data
             except (OSError, ValueError) as error:
-                return f"tensor {place.tensor} of part {span.part} cannot be read ({error})"
-            if found != place.digest:
-                return (
-                    f"tensor {place.tensor} of part {span.part} has digest {found[:12]}, "
-                    f"not {place.digest[:12]}"
-                )
+                return f"tensor {place.tensor} of part {part} cannot be read ({error})"
+            if quick and place.crc32 is not None:
+                check, found, wanted = "CRC-32", f"{zlib.crc32(data):08x}", f"{place.crc32:08x}"
+            else:
+                check, found, wanted = "digest", digest_bytes(data), place.digest
+            if found != wanted:
+                return f"tensor {place.tensor} of part {part} has {check} {found[:12]}, not {wanted[:12]}"
         return None
 
     def _view(self, part: str, place: Place) -> StoredTensor:

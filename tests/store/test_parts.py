@@ -3,13 +3,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
 from eridiff.errors import StoreError
+from eridiff.store.catalog import part_id
 from eridiff.store.parts import Item, StoredTensor, TensorStore
 from tests.store.full_disk import largest_file
 
@@ -128,6 +132,52 @@ def test_a_flipped_byte_is_found_marked_and_made_again(store: TensorStore) -> No
     assert fresh.missing(["key-1", "key-2"]) == []
     assert bytes(fresh.open().get("key-2")["mean"].data) == bytes(item(2).tensors["mean"].data)
     assert fresh.verify() == []
+
+
+def to_format_1(data: Path) -> Path:
+    """Turns a part into one of format 1, whose index has no CRC-32, and returns its data file."""
+    old = data.with_suffix(".parquet")
+    table = pq.ParquetFile(old).read().drop_columns(["crc32"])
+    pq.write_table(table, old)
+    index = old.with_name(f"{part_id(old.read_bytes())}.parquet")
+    old.rename(index)
+    return data.rename(index.with_suffix(".safetensors"))
+
+
+def test_parts_without_a_crc_are_read_and_proved_by_their_digest(store: TensorStore) -> None:
+    store.append([item(1), item(2)])
+    path = to_format_1(data_files(store)[0])
+    fresh = TensorStore(store.root, store.space)
+    fresh.append([item(3)])
+    assert contents(fresh).keys() == {"key-1", "key-2", "key-3"}
+    flip_byte(path, path.read_bytes().index(bytes(item(2).tensors["mean"].data)))
+    with pytest.raises(StoreError, match=r"damaged: tensor mean .* has digest"):
+        fresh.open().get("key-2")
+    assert fresh.missing(["key-1", "key-2", "key-3"]) == ["key-2"]
+
+
+def test_what_is_read_is_checked_once_and_quickly(
+    store: TensorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append([item(1)])
+    checked: list[int] = []
+
+    def noted(data: memoryview) -> int:
+        checked.append(len(data))
+        return zlib.crc32(data)
+
+    monkeypatch.setattr("eridiff.store.reader.zlib", SimpleNamespace(crc32=noted))
+    monkeypatch.setattr("eridiff.store.reader.digest_bytes", None)
+    reader = store.open()
+    for _ in range(3):
+        reader.get("key-1")
+    assert sorted(checked) == [3, 8]
+
+
+def test_verify_proves_by_digest(store: TensorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.append([item(1)])
+    monkeypatch.setattr("eridiff.store.reader.zlib", None)
+    assert store.verify() == []
 
 
 def test_a_whole_copy_stands_in_for_a_damaged_one(store: TensorStore) -> None:
@@ -250,8 +300,6 @@ def test_the_description_is_written_once(store: TensorStore) -> None:
 
 
 def test_statistics_say_what_is_not_finite(store: TensorStore) -> None:
-    import pyarrow.parquet as pq
-
     part = store.append([Item("a", {"x": floats(1, float("nan"), 3), "y": floats(-1, 2)})])
     rows = pq.ParquetFile(store.folder / "parts" / f"{part.id}.parquet").read().to_pylist()
     assert [row["finite"] for row in rows] == [False, True]
