@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eridiff.errors import DataError, StoreError
-from eridiff.store.files import atomic_path, digest_file, write_json
+from eridiff.store.files import atomic_path, write_json
+from eridiff.store.tensorfile import digest_tensors, holds_tensors
 
 Decision = Literal["promoted", "rejected"]
 
@@ -53,7 +54,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Version:
-    """A verdict with its number from 1 on, the sha256 of the LoRA file, and the time (UTC, ISO 8601)."""
+    """A verdict with its number from 1 on, the sha256 of the LoRA's tensors, and the time (UTC, ISO 8601)."""
 
     number: int
     sha256: str
@@ -144,7 +145,7 @@ class Registry:
             history = self.history()
             version = Version(
                 len(history.versions) + 1,
-                digest_file(verdict.source),
+                digest_tensors(Path(verdict.source)),
                 datetime.now(UTC).isoformat(timespec="seconds"),
                 verdict,
             )
@@ -194,12 +195,12 @@ class Registry:
         return version
 
     def is_served(self) -> bool:
-        """Whether the served folder holds the champion, byte for byte; true where nothing is to be served."""
+        """Whether the served folder holds the champion's tensors; true where nothing is to be served."""
         history = self.history()
         champion, target = history.champion, self._served_file(history)
         if champion is None or target is None:
             return True
-        return target.is_file() and digest_file(target) == champion.sha256
+        return holds_tensors(target, champion.sha256)
 
     def serve(self) -> Path | None:
         """Brings the served folder up to date, atomically; returns the file, None where nothing is served."""
@@ -210,7 +211,7 @@ class Registry:
         champion, target = history.champion, self._served_file(history)
         if champion is None or target is None:
             return None
-        if not (target.is_file() and digest_file(target) == champion.sha256):
+        if not holds_tensors(target, champion.sha256):
             _copy(self.file(champion), target)
         return target
 
@@ -222,7 +223,7 @@ class Registry:
         if target.is_file():
             return
         source = Path(version.verdict.source)
-        if not source.is_file() or digest_file(source) != version.sha256:
+        if not holds_tensors(source, version.sha256):
             raise StoreError(
                 f"The file of version {version.number} of {self.name} is gone.",
                 where=target,

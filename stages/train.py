@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from eridiff.device_lock import device_lock
 from eridiff.errors import DataError
 from eridiff.recipe import Recipe
-from eridiff.store.files import digest_file
 from eridiff.store.runs import Run, latest
+from eridiff.store.tensorfile import digest_tensors
 from eridiff.training.inputs import Inputs, inputs_of
 from eridiff.training.shelf import steps_in
 from stages.dataset import current_snapshot
@@ -150,7 +150,7 @@ def _seal(inputs: Inputs, outcome: Outcome) -> None:
             "run": run.id,
             "steps": outcome.steps,
             "lora": run.lora_file().name,
-            "lora_digest": digest_file(run.lora_file()),
+            "lora_tensors": digest_tensors(run.lora_file()),
             "numbers": dict(outcome.last),
             "attention_difference": outcome.attention_difference,
             "provenance": inputs.provenance,

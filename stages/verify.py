@@ -10,9 +10,9 @@ from typing import TypeVar
 from eridiff.errors import EridiffError
 from eridiff.images.shards import read_images
 from eridiff.registry import Registry, names
-from eridiff.store.files import digest_file
 from eridiff.store.parts import TensorStore
 from eridiff.store.snapshots import Snapshot
+from eridiff.store.tensorfile import holds_tensors
 from eridiff.store.workspace import Workspace
 from stages.reclaim import Places, all_runs, current_snapshots
 from stages.stage import progress
@@ -72,7 +72,7 @@ def _faulty_runs(root: Path) -> Iterator[Fault]:
         seal, fault = _tried(run.read_seal, str(run.folder), "delete the folder and train again")
         if fault:
             yield fault
-        elif seal and not _is(run.lora_file(), seal["lora_digest"]):
+        elif seal and not holds_tensors(run.lora_file(), seal["lora_tensors"]):
             yield Fault(
                 str(run.lora_file()), "not the file that was sealed", "delete the run and train again"
             )
@@ -87,16 +87,12 @@ def _faulty_versions(root: Path) -> Iterator[Fault]:
             continue
         for version in history.versions if history else ():
             path = registry.file(version)
-            if path.exists() and not _is(path, version.sha256):
+            if path.exists() and not holds_tensors(path, version.sha256):
                 yield Fault(
                     str(path), "not the file that was promoted", f"copy {version.verdict.source} there"
                 )
         if not registry.is_served():
             yield Fault(f"{history and history.served}", "not the champion", "run `eridiff publish`")
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and digest_file(path) == digest
 
 
 def _tried(read: Callable[[], Read], where: str, fix: str) -> tuple[Read | None, Fault | None]:

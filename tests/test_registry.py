@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from eridiff.errors import DataError, StoreError
+from eridiff.lora.headers import set_metadata
 from eridiff.registry import Registry, Verdict, names
-from eridiff.store.files import digest_file
+from eridiff.store.tensorfile import digest_tensors
+from tests import lorafiles
 
 
 @pytest.fixture
@@ -18,19 +20,19 @@ def registry(tmp_path: Path) -> Registry:
 
 def verdict(folder: Path, content: str, decision: str = "promoted") -> Verdict:
     source = folder / f"{content}.safetensors"
-    source.write_text(content)
+    lorafiles.write_text(source, content)
     return Verdict(decision, "lower loss", f"made of {content}", "run", "snapshot", str(source), 0.5, 0.6)  # type: ignore[arg-type]
 
 
 def served(folder: Path) -> str:
-    return (folder / "served" / "cats.safetensors").read_text()
+    return lorafiles.read_text(folder / "served" / "cats.safetensors")
 
 
 def test_a_promoted_version_is_kept_and_served(registry: Registry, tmp_path: Path) -> None:
     version = registry.add(verdict(tmp_path, "one"), keep=5, serve=tmp_path / "served")
     assert served(tmp_path) == "one"
     assert registry.history().champion == version
-    assert digest_file(registry.file(version)) == version.sha256
+    assert digest_tensors(registry.file(version)) == version.sha256
     assert registry.is_served()
     assert names(registry.root) == ["cats"]
 
@@ -91,6 +93,16 @@ def test_a_served_file_that_was_touched_is_mended(registry: Registry, tmp_path: 
     assert served(tmp_path) == "one"
 
 
+def test_a_version_is_known_by_its_tensors_whatever_its_metadata(registry: Registry, tmp_path: Path) -> None:
+    """A thumbnail that the run's file got after it was published makes no other LoRA of it."""
+    for content in ("one", "two"):
+        registry.add(verdict(tmp_path, content), keep=1, serve=tmp_path / "served")
+    assert set_metadata(tmp_path / "one.safetensors", {"modelspec.thumbnail": "a picture"})
+    assert registry.rollback().number == 1
+    assert registry.is_served()
+    assert served(tmp_path) == "one"
+
+
 def test_the_served_folder_never_holds_half_a_file(registry: Registry, tmp_path: Path) -> None:
     """A reader that looks all the time sees whole files under the served name, and no other LoRA file."""
     contents = {str(number) * 3_000_000 for number in range(6)}
@@ -100,13 +112,13 @@ def test_the_served_folder_never_holds_half_a_file(registry: Registry, tmp_path:
     def read() -> None:
         while not ended.is_set():
             for path in (tmp_path / "served").glob("*.safetensors"):
-                seen.add(path.read_text())
+                seen.add(lorafiles.read_text(path))
 
     reader = threading.Thread(target=read)
     reader.start()
     for content in sorted(contents):
         source = tmp_path / "source.safetensors"
-        source.write_text(content)
+        lorafiles.write_text(source, content)
         made = Verdict("promoted", "", "", "", "", str(source), None, None)
         registry.add(made, keep=1, serve=tmp_path / "served")
     ended.set()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eridiff.evaluation import thumbnails
 from eridiff.evaluation.comparison import Comparison
 from eridiff.evaluation.report import render
 from eridiff.evaluation.sheets import CHECKPOINTS, STRENGTHS, comparisons, draw_sheets
@@ -40,11 +41,12 @@ def shown(work: Work) -> Shown | None:
     except (FileNotFoundError, ValueError):  # none was finished: it is made anew
         return None
     whole = all((work.run.evaluation / name).exists() for name in mark["files"])
+    whole = whole and thumbnails.is_attached(work)
     return Shown(dict(mark["outputs"]), 0) if whole and mark["page"] == _digest(work) else None
 
 
 def show(work: Work, results: Summary) -> Shown:
-    """Draws sheets and page, and then marks them as showing these results.
+    """Draws sheets, page and the LoRA file's thumbnail, and then marks them as showing these results.
 
     Args:
         work: every image is there.
@@ -54,6 +56,7 @@ def show(work: Work, results: Summary) -> Shown:
         StoreError: the disk is full.
     """
     figures = draw_sheets(work)
+    thumbnails.attach(work)
     results = Summary(work, results.losses, results.scores, figures)
     page = work.run.evaluation / "report.html"
     write_atomic(page, render(results.report()).encode())

@@ -15,7 +15,7 @@ SAMPLING_VERSION = 1
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file as a user would load it; `digest` is of the file's bytes."""
+    """A LoRA file as a user would load it; `digest` is of its tensors, whatever its metadata."""
 
     label: str
     step: int
@@ -87,7 +87,7 @@ class Picture:
             "strength": f"{self.strength:g}",
             "checkpoint": self.lora.label if self.lora else "base",
             "lora": self.lora.path.name if self.lora else "none",
-            "lora_sha256": self.lora.digest if self.lora else "none",
+            "lora_digest": self.lora.digest if self.lora else "none",
             "steps": str(shared.steps),
             "guidance": f"{shared.guidance:g}",
             "size": f"{shared.width_px}x{shared.height_px}",

@@ -196,9 +196,9 @@ def provenance_tables(work: Work) -> Iterator[Table]:
     made_from = {
         "base model": work.settings.base_name,
         **known.pop("provenance", {}),
-        "file": work.final.digest,
+        "tensors": work.final.digest,
     }
-    note = "Digests (sha256) of what decided this LoRA, and of its file."
+    note = "Digests (sha256) of what decided this LoRA, and of its tensors."
     paths = frozenset({1})
     yield Table("Provenance", ("what", "value"), tuple(_flat(made_from, "")), note, paths=paths)
     yield Table("Environment", ("what", "value"), tuple(_flat(known, "")), paths=paths)

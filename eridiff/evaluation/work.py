@@ -17,6 +17,7 @@ from eridiff.store.files import FileDigests, digest_json
 from eridiff.store.parts import TensorStore
 from eridiff.store.runs import Run
 from eridiff.store.snapshots import Snapshot
+from eridiff.store.tensorfile import digest_tensors
 from eridiff.store.workspace import Workspace
 
 BASE = "base"
@@ -157,7 +158,8 @@ def lora_files(run: Run, steps: int, digests: FileDigests) -> tuple[LoraFile, ..
     found = {step: path for step, path in _checkpoint_files(run) if step < steps}
     found[steps] = run.lora_file()
     return tuple(
-        LoraFile(f"step {step}", step, path, digests.digest(path)) for step, path in sorted(found.items())
+        LoraFile(f"step {step}", step, path, digests.digest(path, digest_tensors))
+        for step, path in sorted(found.items())
     )
 
 

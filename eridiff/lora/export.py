@@ -14,6 +14,7 @@ from torch import Tensor
 from eridiff.errors import ModelError
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.headers import header_bytes
 from eridiff.lora.names import named
 from eridiff.lora.structures import STRUCTURE_KEY
 from eridiff.store.files import write_atomic
@@ -109,10 +110,7 @@ def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) 
 
 def _file(metadata: Mapping[str, str], tensors: Mapping[str, object], payload: bytes) -> bytes:
     """A safetensors file; metadata sorted, which the library's own writer does not promise."""
-    fields = {"__metadata__": dict(sorted(metadata.items())), **tensors}
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + payload
+    return header_bytes(dict(sorted(metadata.items())), tensors) + payload
 
 
 def structure_metadata(lora: Lora) -> dict[str, str]:

@@ -17,8 +17,8 @@ from eridiff.families.checkpoints.tensorfile import Header
 from eridiff.lora.keys import ModuleKeys, grouped
 from eridiff.lora.resolving import Names
 from eridiff.lora.structures import structure_of
+from eridiff.lora.thumbnail import THUMBNAIL, described
 
-_THUMBNAIL = "modelspec.thumbnail"
 _OURS = "eridiff."
 
 
@@ -35,7 +35,8 @@ class LoraInspection:
         ranks: number of modules of each rank.
         scales: number of modules of each alpha/rank; 1 where a file has no alpha.
         dtypes: tensors of each type.
-        metadata: free-form strings, but for a thumbnail.
+        thumbnail: what kind of picture is inside, if any.
+        metadata: free-form strings, but for the thumbnail.
         provenance: those that this program wrote, without their prefix.
     """
 
@@ -47,6 +48,7 @@ class LoraInspection:
     ranks: Mapping[int, int]
     scales: Mapping[float, int]
     dtypes: Mapping[str, int]
+    thumbnail: str | None
     metadata: Mapping[str, str]
     provenance: Mapping[str, str]
 
@@ -73,7 +75,7 @@ def inspect_lora(header: Header) -> LoraInspection:
         rank = header.tensors[keys.down].shape[0] if keys.down else 0
         ranks[rank] += 1
         scales[_alpha(header, keys, rank) / rank if rank else 0.0] += 1
-    shown = {key: value for key, value in header.metadata.items() if key != _THUMBNAIL}
+    shown = {key: value for key, value in header.metadata.items() if key != THUMBNAIL}
     return LoraInspection(
         path=header.path,
         family=layout.family,
@@ -83,6 +85,7 @@ def inspect_lora(header: Header) -> LoraInspection:
         ranks=dict(ranks.most_common()),
         scales=dict(scales.most_common()),
         dtypes=dict(Counter(info.dtype for info in header.tensors.values()).most_common()),
+        thumbnail=described(header.metadata),
         metadata={key: value for key, value in shown.items() if not key.startswith(_OURS)},
         provenance={k.removeprefix(_OURS): v for k, v in shown.items() if k.startswith(_OURS)},
     )
@@ -167,6 +170,7 @@ def as_dict(found: LoraInspection) -> dict[str, Any]:
         "ranks": {str(rank): count for rank, count in found.ranks.items()},
         "scales": {f"{scale:g}": count for scale, count in found.scales.items()},
         "dtypes": dict(found.dtypes),
+        "thumbnail": found.thumbnail,
         "metadata": dict(found.metadata),
         "provenance": dict(found.provenance),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from eridiff.families.checkpoints.base import Base
 from eridiff.families.checkpoints.keys import Piece, assembled_shape
 from eridiff.families.checkpoints.tensorfile import Header, MappedTensors, mapped, read_header
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.headers import header_bytes, table
 from eridiff.lora.names import within
 from eridiff.store.files import TEMPORARY_SUFFIX, atomic_path
 
@@ -191,13 +191,7 @@ def _stored(change: Tensor, piece: Piece, shape: torch.Size) -> Tensor:
 
 def _header(header: Header, note: str) -> bytes:
     kept = {key: value for key, value in header.metadata.items() if key not in _STALE}
-    fields: dict[str, object] = {"__metadata__": {**kept, "eridiff.merged": note}}
-    for key, info in header.tensors.items():
-        offsets = [info.start - header.data_start, info.stop - header.data_start]
-        fields[key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return header_bytes({**kept, "eridiff.merged": note}, table(header))
 
 
 def _write(file: IO[bytes], tensor: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -85,11 +84,6 @@ def describe_data(samples: Sequence[Sample], folders: Sequence[str]) -> dict[str
             {name: dict(found) for name, found in tags.items()}, ensure_ascii=False
         ),
     }
-
-
-def thumbnail(image: bytes, mime: str) -> dict[str, str]:
-    """A picture to show for the file: a small JPEG, PNG or WebP as `mime` says, such as `image/jpeg`."""
-    return {"modelspec.thumbnail": f"data:{mime};base64,{base64.b64encode(image).decode()}"}
 
 
 def _kohya(recipe: Recipe, step: int) -> dict[str, str]:

@@ -197,6 +197,8 @@ class Sample(Section):
     """Multipliers of the LoRA; 0 is the base."""
     checkpoints: Literal["last", "all"] = "last"
     batch_size: Positive = 4
+    thumbnail: bool = True
+    """Keep a small picture of the first prompt in the LoRA file's metadata, for programs that show one."""
     metric: str | None = None
     """Import path `module:function` of a score of an image, e.g. `eridiff.demo.style:score`."""
 

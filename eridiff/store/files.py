@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -152,19 +152,23 @@ class FileDigests:
         self._cache_file = Path(cache_file)
         self._known = self._load()
 
-    def digest(self, path: str | Path) -> str:
-        """The sha256 of the file at `path`; read again only if the file looks changed."""
+    def digest(self, path: str | Path, take: Callable[[Path], str] | None = None) -> str:
+        """The sha256 of the file at `path`, or what `take` makes of it instead, such as `digest_tensors`.
+
+        It is read again only if the file looks changed.
+        """
         path = Path(path).resolve()
+        name = str(path) if take is None else f"{path} {take.__name__}"
         state = _state(path)
-        known = self._known.get(str(path))
+        known = self._known.get(name)
         if known is not None and list(known[:-1]) == state:
             return str(known[-1])
         if state[0] > _WORTH_A_LINE_BYTES:
             logger.info("Reading %s once for its digest (%.1f GB).", path, state[0] / 1e9)
         started_ns = time.time_ns()
-        digest = digest_file(path)
+        digest = digest_file(path) if take is None else take(path)
         if _state(path) == state and started_ns - state[1] > _SETTLED_NS:
-            self._known = {**self._load(), **self._known, str(path): [*state, digest]}
+            self._known = {**self._load(), **self._known, name: [*state, digest]}
             if self._cache_file.parent.is_dir():
                 write_json(self._cache_file, self._known)
         return digest

@@ -7,15 +7,19 @@ tensor's offset is known before the first byte is written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from eridiff.errors import StoreError
+from eridiff.store.files import canonical_json
 
 DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1,
@@ -139,30 +143,67 @@ def write_tensors(
         file.write(tensors[name].data)
 
 
+def digest_tensors(path: Path) -> str:
+    """The sha256 of a safetensors file's tensors, 64 hexadecimal digits: names, types, shapes and bytes.
+
+    Metadata have no part in it, nor the order of the header's keys.
+
+    Raises:
+        StoreError: the file is none, or was cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            entries = _entries(file, path)
+            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            if path.stat().st_size != file.tell() + end:
+                raise ValueError("it is shorter or longer than its header says")
+            whole = hashlib.sha256(canonical_json(entries))
+            return hashlib.file_digest(file, lambda: whole).hexdigest()
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        raise StoreError(
+            "A safetensors file is damaged.", where=path, found=error, fix="delete it and make it again"
+        ) from error
+
+
+def holds_tensors(path: Path, digest: str) -> bool:
+    """Whether a file is there and has the tensors of that digest."""
+    try:
+        return digest_tensors(path) == digest
+    except (FileNotFoundError, StoreError):
+        return False
+
+
 def read_extents(path: Path) -> dict[str, Extent]:
     """Where each tensor of a safetensors file lies, from its header.
 
     Raises:
         ValueError: the header is not one.
     """
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ValueError("the file ends before its header")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > path.stat().st_size - 8:
-            raise ValueError("the header is longer than the file")
-        entries = json.loads(file.read(length))
     try:
-        entries.pop("__metadata__", None)
+        with path.open("rb") as file:
+            entries = _entries(file, path)
+            start = file.tell()
         return {
             name: Extent(
                 entry["dtype"],
                 tuple(entry["shape"]),
-                8 + length + entry["data_offsets"][0],
+                start + entry["data_offsets"][0],
                 entry["data_offsets"][1] - entry["data_offsets"][0],
             )
             for name, entry in entries.items()
         }
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"the header is not a table of tensors ({error})") from error
+
+
+def _entries(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The header's table of tensors; the file then stands at its data."""
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise ValueError("the file ends before its header")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > path.stat().st_size - 8:
+        raise ValueError("the header is longer than the file")
+    entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return entries

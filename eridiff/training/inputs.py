@@ -14,6 +14,7 @@ from eridiff.recipe import Recipe
 from eridiff.store.files import FileDigests, digest_json
 from eridiff.store.runs import Run
 from eridiff.store.snapshots import Sample, Snapshot
+from eridiff.store.tensorfile import digest_tensors
 from eridiff.training.needed import latent_keys, text_keys
 
 VERSION = 2
@@ -38,7 +39,7 @@ class Inputs:
         latents: the space of their latents.
         text: the space of their captions' embeddings.
         base: digests of the denoiser's files, by component.
-        start: digest of the LoRA that it starts from, if any.
+        start: digest of the tensors of the LoRA that it starts from, if any.
     """
 
     recipe: Recipe
@@ -120,7 +121,7 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
             name: sorted(digests.digest(path) for path in base.files(name))
             for name in family_of(recipe).parts.denoiser
         },
-        start=digests.digest(start) if start else None,
+        start=digests.digest(start, digest_tensors) if start else None,
     )
 
 

@@ -12,6 +12,7 @@ from eridiff.registry import Registry, Verdict
 from flows.retrain import retrain
 from stages import ingest, publish
 from stages.stage import StagePlan, StageReport
+from tests import lorafiles
 from tests.flows.doubles import Doubles
 
 MADE_OF = "made of these images"
@@ -19,7 +20,7 @@ MADE_OF = "made of these images"
 
 def verdict(folder: Path, decision: str = "promoted") -> Verdict:
     source = folder / "lora.safetensors"
-    source.write_text("weights")
+    lorafiles.write_text(source, "weights")
     return Verdict(decision, "lower", MADE_OF, "run", "snapshot", str(source), 0.5, 0.6)  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from eridiff.families.checkpoints.tensorfile import read_header
 from eridiff.lora.export import resolve_format, write_lora
-from eridiff.lora.metadata import carried, describe, describe_data, thumbnail
+from eridiff.lora.metadata import carried, describe, describe_data
 from eridiff.lora.read import read_lora
 from eridiff.recipe import Recipe
 from eridiff.store.snapshots import Sample
@@ -98,10 +98,6 @@ def test_the_data_are_described_as_kohya_does() -> None:
     assert json.loads(found["ss_tag_frequency"]) == {"cats": {"a cat": 2, "red": 2}, "dogs": {"dog": 1}}
     assert json.loads(found["ss_dataset_dirs"])["dogs"] == {"n_repeats": 3, "img_count": 1}
     assert json.loads(found["ss_bucket_info"])["buckets"]["0"] == {"resolution": [512, 448], "count": 3}
-
-
-def test_a_thumbnail_is_a_data_url() -> None:
-    assert thumbnail(b"\xff\xd8", "image/jpeg") == {"modelspec.thumbnail": "data:image/jpeg;base64,/9g="}
 
 
 @pytest.mark.parametrize("file_format", ["kohya", "diffusers"])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -14,14 +17,17 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from eridiff import families, recipe
 from eridiff.demo.architecture import save_random_base
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import Interrupted, RecipeError, StoreError
+from eridiff.families.checkpoints.tensorfile import read_header
 from eridiff.lora import export
+from eridiff.lora.headers import set_metadata
 from eridiff.lora.inject import inject, lora_state
+from eridiff.lora.thumbnail import THUMBNAIL
 from eridiff.recipe import Recipe
 from eridiff.store.runs import Run
 from eridiff.training.inputs import inputs_of
@@ -307,6 +313,49 @@ def test_without_prompts_hold_out_and_metric_there_is_still_a_page(world: World)
     assert report.done == 1
     assert set(report.outputs) == {"report", "lora"}
     assert evaluate.plan(chosen).complete
+
+
+def small(thumbnail: str) -> Image.Image:
+    start = "data:image/jpeg;base64,"
+    assert thumbnail.startswith(start)
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnail.removeprefix(start))))
+    assert image.format == "JPEG"
+    return image
+
+
+def test_the_lora_file_shows_its_own_image(any_world: World) -> None:
+    path = Path(any_world.report.outputs["lora"])
+    metadata = read_header(path).metadata
+    image = small(metadata[THUMBNAIL])
+    assert max(image.size) <= 256
+    data = path.read_bytes()
+    payload = data[8 + int.from_bytes(data[:8], "little") :]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(payload).hexdigest()
+    apart: dict[float, dict[str, str]] = {}
+    for sampled in (any_world.evaluation / "images").iterdir():
+        with Image.open(sampled) as whole:
+            difference = ImageChops.difference(whole.convert("RGB"), image)
+            apart[sum(ImageStat.Stat(difference).mean)] = whole.text  # pyright: ignore[reportAttributeAccessIssue]
+    nearest = apart[min(apart)]
+    assert (nearest["prompt"], nearest["seed"]) == ("a red circle, in flat style", "1")
+    assert (nearest["checkpoint"], nearest["strength"]) == ("step 20", "1")
+
+
+def test_a_thumbnail_costs_no_loss_and_no_image_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's bytes changed after it was evaluated; what was found of its tensors still holds."""
+    monkeypatch.setattr(evaluate, "_make", lambda *_: pytest.fail("the models were loaded"))
+    evaluate.run(world.recipe())  # in a folder of its own: another page
+    (path,) = world.runs.glob("tiny/*/lora/tiny.safetensors")
+    whole = path.read_bytes()
+    assert set_metadata(path, {THUMBNAIL: None})  # as a training that wrote the file again would leave it
+    assert evaluate.plan(world.recipe()).missing == 1
+    assert evaluate.run(world.recipe()).done == 1
+    assert path.read_bytes() == whole
+    assert evaluate.plan(world.recipe()).complete
+    plain = world.recipe(sample={"thumbnail": False})
+    assert evaluate.run(plain).done == 1
+    assert THUMBNAIL not in read_header(path).metadata
+    assert evaluate.plan(plain).complete
 
 
 def test_only_the_last_checkpoint_is_sampled_unless_all_are_asked_for(world: World) -> None:

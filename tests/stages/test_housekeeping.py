@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from eridiff.registry import Registry, Verdict
-from eridiff.store.files import digest_file, write_json
+from eridiff.store.files import write_json
 from eridiff.store.parts import Item, StoredTensor, TensorStore
 from eridiff.store.runs import Run
 from eridiff.store.snapshots import Sample, Snapshot, save_current, text_key
+from eridiff.store.tensorfile import digest_tensors
 from eridiff.store.workspace import Workspace
 from stages import cli
 from stages.reclaim import Places, garbage
 from stages.verify import faults
+from tests import lorafiles
 
 SPACE = "b" * 32
 KEY = "0" * 64
@@ -67,9 +69,9 @@ def trained(places: Places, snapshot: Snapshot, run_id: str, *, newest: bool = T
         f"name: cats\nmodel: {{family: sdxl, base: b}}\ndatasets: [{{folder_path: {run.root}}}]\n"
         "sample: {prompts: [a prompt]}\n"
     )
-    run.lora_file().write_text(run_id)
+    lorafiles.write_text(run.lora_file(), run_id)
     write_json(run.environment, {"provenance": {"snapshot": snapshot.id, "latents": SPACE, "text": SPACE}})
-    run.seal({"lora_digest": digest_file(run.lora_file())})
+    run.seal({"lora_tensors": digest_tensors(run.lora_file())})
     if newest:
         run.make_latest()
     return run

@@ -12,6 +12,7 @@ from eridiff.evaluation.holdout import Losses
 from eridiff.recipe import Recipe, load
 from eridiff.registry import Registry
 from stages import publish
+from tests import lorafiles
 
 
 @dataclass
@@ -51,7 +52,7 @@ def judge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
     def run(content: str, challenger: float, rival: float) -> dict[str, str]:
         source = tmp_path / f"{content}.safetensors"
-        source.write_text(content)
+        lorafiles.write_text(source, content)
         work = Named(run=Named(id="run"), snapshot=Named(id="snapshot"), final=Named(path=source))
         monkeypatch.setattr(publish, "made_of", lambda _: content)
         monkeypatch.setattr(publish, "_duel", lambda *_: DoubleDuel(work, None, (challenger, rival)))
@@ -63,7 +64,7 @@ def judge(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
 
 def served(tmp_path: Path) -> str:
-    return (tmp_path / "served" / "cats.safetensors").read_text()
+    return lorafiles.read_text(tmp_path / "served" / "cats.safetensors")
 
 
 def test_a_better_lora_is_served(judge: Any, recipe: Recipe, tmp_path: Path) -> None:
