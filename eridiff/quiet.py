@@ -20,3 +20,17 @@ def unsaid(logger: str, words: str) -> Iterator[None]:
         yield
     finally:
         speaker.removeFilter(keep)
+
+
+@contextmanager
+def without_loading_bar() -> Iterator[None]:
+    """Transformers draws no bar for the tensors that it loads, while the block lasts."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,5 +1,7 @@
 """Train: a LoRA from cached latents and embeddings; neither VAE nor text encoders are touched.
 
+With `train.train_text_encoder` the CLIPs are: their LoRA is trained with the denoiser's, from captions.
+
 A run is named by all that decides it, so the same recipe finds its own checkpoints, and its own result.
 Several devices: `torchrun --nproc-per-node 4 -m stages.train RECIPE`.
 """
@@ -15,6 +17,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from eridiff.device_lock import device_lock
+from eridiff.encoding.live import explained
 from eridiff.errors import DataError
 from eridiff.recipe import Recipe
 from eridiff.store.runs import Run, latest
@@ -55,6 +58,8 @@ def plan(recipe: Recipe) -> StagePlan:
         "run": inputs.run.id,
         **{f"{k} to encode": n for k, n in inputs.missing.items()},
     }
+    if said := explained(recipe):
+        details["text encoders"] = said
     return StagePlan("train", min(made, steps - 1), max(steps - made, 1), details=details)
 
 
@@ -74,6 +79,8 @@ def run(recipe: Recipe) -> StageReport:
         logger.info("Nothing to train: %s is finished.", inputs.run.folder)
         _make_latest(inputs.run)
         return _report(inputs, started, steps_made=0)
+    if said := explained(recipe):
+        logger.info("Text encoders: %s.", said)
     with stopping() as stop:
         outcome = _train(inputs, stop)
     return _report(inputs, started, steps_made=outcome.steps - outcome.resumed_from)

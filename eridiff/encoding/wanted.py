@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from eridiff.encoding.live import cached_encoders
 from eridiff.errors import RecipeError
 from eridiff.images.captions import TRIGGER
 from eridiff.recipe import Recipe
@@ -49,9 +50,10 @@ def wanted_captions(recipe: Recipe, snapshot: Snapshot | None) -> dict[str, str]
 
     Args:
         recipe: its sample prompts are wanted.
-        snapshot: its captions are wanted; none before images were ingested.
+        snapshot: its captions are wanted; none before images were ingested. Where all text encoders are
+            trained, only those of the hold-out are: for the base's loss.
     """
-    samples = () if snapshot is None else snapshot.samples
+    samples = () if snapshot is None else snapshot.samples if cached_encoders(recipe) else snapshot.holdout
     captions = {caption for sample in samples for caption in sample.captions}
     captions |= prompts_of(recipe)
     by_key = {text_key(caption): caption for caption in captions}

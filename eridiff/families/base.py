@@ -101,7 +101,7 @@ class TrainableEncoder:
 
     Attributes:
         name: its folder's name in a diffusers repository.
-        idle_layers: layers at its end of which nothing reaches the denoiser, so that nothing could train them.
+        idle_layers: layers at its end of which nothing reaches the denoiser: nothing could train them.
     """
 
     name: str

@@ -52,9 +52,7 @@ class LiveText:
                 the pooled embedding.
             cached: see `ModelFamily.join_prompts`.
         """
-        states = [
-            _states(encoder, ids) for encoder, ids in zip(self.encoders.values(), tokens, strict=True)
-        ]
+        states = [_states(encoder, ids) for encoder, ids in zip(self.encoders.values(), tokens, strict=True)]
         return self.family.join_prompts(states, cached)
 
 
@@ -69,10 +67,7 @@ def load(family: ModelFamily, base: Base, *, device: torch.device, dtype: torch.
     }
     return LiveText(
         family,
-        {
-            name: encoders.load(base, suffix, device=device, dtype=dtype)
-            for name, suffix in suffixes.items()
-        },
+        {name: encoders.load(base, suffix, device=device, dtype=dtype) for name, suffix in suffixes.items()},
     )
 
 

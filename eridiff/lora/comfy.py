@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eridiff.families.checkpoints.keys import Link, Structure
 from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.lora.resolving import CLIP_LAYER, flat
 
 _PAIRS = (
     (".lora_up.weight", ".lora_down.weight"),
@@ -25,10 +26,20 @@ _PAIRS = (
 )
 
 
+_CLIP_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "clip_l": ("lora_te_", "lora_te1_", "text_encoder.", "text_encoders.clip_l.transformer."),
+    "clip_g": ("lora_te2_", "text_encoder_2.", "text_encoders.clip_g.transformer."),
+}
+"""What stands before the names of CLIP's modules; those that end with an underscore have none but such."""
+_MOST_LAYERS = 32
+"""Layers of a text encoder that ComfyUI looks for."""
+
+
 @dataclass(frozen=True)
 class Spot:
     """Where a name leads: an original module, which of its stacked diffusers modules, and their row order."""
 
+    component: str
     link: Link
     part: int | None
     swapped: bool
@@ -47,7 +58,7 @@ class Loaded:
 def load(
     state: Mapping[str, Tensor], layout: CheckpointLayout, structure: Structure
 ) -> tuple[list[Loaded], list[str]]:
-    """What is applied to the denoiser, and the keys that are not, those of text encoders left aside.
+    """What is applied to denoiser and text encoders, and the keys that are not.
 
     Args:
         state: a LoRA file's tensors.
@@ -69,10 +80,7 @@ def load(
                 scale = state[f"{name}.alpha"].item() / down.shape[0]
             applied.append(Loaded(spot, _reordered(up, spot), down, scale))
             break
-    texts = tuple(f"{prefix}_" for prefix in layout.lora.text_encoders.values()) + tuple(
-        f"{component}." for component in layout.lora.text_encoders
-    )
-    return applied, sorted(key for key in state if key not in used and not key.startswith(texts))
+    return applied, sorted(key for key in state if key not in used)
 
 
 def rows(loaded: Loaded, part: int) -> Tensor | None:
@@ -88,13 +96,25 @@ def _key_map(layout: CheckpointLayout, structure: Structure) -> Iterator[tuple[s
     names = layout.models[layout.denoiser].names
     assert names is not None
     for link in names.links(structure):
-        whole = Spot(link, None, swapped=False)
-        yield f"lora_unet_{link.original.replace('.', '_')}", whole
+        whole = Spot(layout.denoiser, link, None, swapped=False)
+        yield f"lora_unet_{flat(link.original)}", whole
         yield f"diffusion_model.{link.original}", whole
         for part, module in enumerate(link.diffusers):
-            spot = Spot(link, part if len(link.diffusers) > 1 else None, swapped=link.form == "swapped")
+            number = part if len(link.diffusers) > 1 else None
+            spot = Spot(layout.denoiser, link, number, swapped=link.form == "swapped")
             for prefix in layout.lora.comfy_prefixes:
-                yield prefix + (module.replace(".", "_") if prefix.endswith("_") else module), spot
+                yield prefix + (flat(module) if prefix.endswith("_") else module), spot
+    yield from _clip_keys(layout)
+
+
+def _clip_keys(layout: CheckpointLayout) -> Iterator[tuple[str, Spot]]:
+    for component in layout.lora.text_encoders:
+        for number in range(_MOST_LAYERS):
+            for inside in CLIP_LAYER:
+                module = f"text_model.encoder.layers.{number}.{inside}"
+                spot = Spot(component, Link(module, (module,)), None, swapped=False)
+                for prefix in _CLIP_PREFIXES[layout.models[component].kind]:
+                    yield prefix + (flat(module) if prefix.endswith("_") else module), spot
 
 
 def _reordered(up: Tensor, spot: Spot) -> Tensor:

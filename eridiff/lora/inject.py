@@ -1,4 +1,4 @@
-"""LoRA layers inside a denoiser, by peft: float32 factors beside frozen weights of any type."""
+"""LoRA layers inside a denoiser and its text encoders, by peft: float32 factors beside frozen weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from eridiff.diffusion.randomness import generator
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.encoders import NO_ENCODERS, Encoders, choose_in_encoder, parameter_name
 from eridiff.lora.read import read_lora
 from eridiff.lora.targets import Layer, Target, choose
 from eridiff.lora.warm import started
@@ -32,25 +33,40 @@ class Injected:
         targets: the adapted modules, in the denoiser's order.
         structure: counts of the denoiser's blocks.
         component: the denoiser's folder name in diffusers.
+        encoder_targets: the adapted modules of text encoders, if any are trained, as a LoRA names them.
     """
 
     targets: tuple[Target, ...]
     structure: Mapping[str, int]
     component: str
+    encoder_targets: tuple[Target, ...] = ()
+
+    @property
+    def layers(self) -> dict[str, Target]:
+        """All adapted modules as a LoRA names them; `Target.name` is what their parameters are called by."""
+        own = {f"{self.component}.{target.name}": target for target in self.targets}
+        return own | {target.name: target for target in self.encoder_targets}
 
     def lora(self, state: Mapping[str, Tensor]) -> Lora:
         """The LoRA of trained parameters, named as by `lora_state`."""
         factors = {name: value.detach() for name, value in state.items()}
         layers = {
-            f"{self.component}.{target.name}": Adapter(
+            layer: Adapter(
                 factors[f"{target.name}.lora_A.weight"], factors[f"{target.name}.lora_B.weight"], target.alpha
             )
-            for target in self.targets
+            for layer, target in self.layers.items()
         }
         return Lora(layers, self.structure)
 
 
-def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: int) -> Injected:
+def inject(
+    denoiser: nn.Module,
+    network: Network,
+    family: ModelFamily,
+    *,
+    seed: int,
+    encoders: Encoders = NO_ENCODERS,
+) -> Injected:
     """Adds the recipe's LoRA to a frozen denoiser; only its factors are trained.
 
     `down` is drawn uniformly as by He et al. (2015) with slope sqrt(5), or normally with deviation 1/rank;
@@ -62,6 +78,7 @@ def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: 
         network: the recipe's section.
         family: has the presets and names.
         seed: decides the draw.
+        encoders: the family's trainable text encoders, if they are trained, too.
 
     Raises:
         RecipeError: the targets match no layers, or do not cover those of `network.init_from`.
@@ -72,16 +89,29 @@ def inject(denoiser: nn.Module, network: Network, family: ModelFamily, *, seed: 
     structure = names.structure(denoiser.state_dict().keys())
     targets = choose(adaptable(denoiser), network, family)
     put_in(denoiser, targets)
-    parameters = lora_state(denoiser)
-    for target in targets:
+    in_encoders = _put_in_encoders(encoders, network, family)
+    injected = Injected(targets, structure, family.checkpoint.denoiser, in_encoders)
+    parameters = lora_state(denoiser, encoders)
+    for target in (*targets, *in_encoders):
         down = parameters[f"{target.name}.lora_A.weight"]
         _draw(down, network.init, generator(seed, "lora", target.name))
-    component = family.checkpoint.denoiser
     if network.init_from is not None:
         path = network.init_from
         lora = read_lora(path, family, structure=structure)
-        load_state(denoiser, started(parameters, targets, lora, component=component, path=path))
-    return Injected(targets, structure, component)
+        load_state(denoiser, started(parameters, injected.layers, lora, path=path), encoders)
+    return injected
+
+
+def _put_in_encoders(encoders: Encoders, network: Network, family: ModelFamily) -> tuple[Target, ...]:
+    """Wraps modules of text encoders; returns them under the names that a LoRA has for them."""
+    named: list[Target] = []
+    for encoder in family.trainable_encoders:
+        if encoder.name in encoders:
+            model = encoders[encoder.name]
+            targets = choose_in_encoder(model, encoder, network)
+            put_in(model, targets)
+            named += [replace(target, name=parameter_name(encoder.name, target.name)) for target in targets]
+    return tuple(named)
 
 
 def adaptable(model: nn.Module) -> dict[str, Layer]:
@@ -114,23 +144,29 @@ def put_in(model: nn.Module, targets: tuple[Target, ...]) -> None:
         parameter.data = parameter.data.float()
 
 
-def lora_state(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters: `<module>.lora_A.weight` `[rank, in, ...]` and `<module>.lora_B.weight`."""
-    return {
+def lora_state(model: nn.Module, encoders: Encoders = NO_ENCODERS) -> dict[str, nn.Parameter]:
+    """The trained parameters: `<module>.lora_A.weight` `[rank, in, ...]` and `<module>.lora_B.weight`.
+
+    Those of text encoders follow, under the names that a LoRA has for their modules.
+    """
+    own = {
         name.replace(f".{ADAPTER}.weight", ".weight"): parameter
         for name, parameter in model.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     }
+    for component, encoder in encoders.items():
+        own |= {parameter_name(component, name): value for name, value in lora_state(encoder).items()}
+    return own
 
 
 @torch.no_grad()
-def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Sets the trained parameters.
+def load_state(model: nn.Module, state: Mapping[str, Tensor], encoders: Encoders = NO_ENCODERS) -> None:
+    """Sets the trained parameters, named as by `lora_state`.
 
     Raises:
         ModelError: the state is of other modules or shapes.
     """
-    parameters = lora_state(model)
+    parameters = lora_state(model, encoders)
     wrong = sorted(parameters.keys() ^ state.keys())
     wrong += [
         name for name in parameters.keys() & state.keys() if parameters[name].shape != state[name].shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from eridiff.errors import ModelError
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora import peft_reader
 from eridiff.lora.adapters import Lora
+from eridiff.lora.encoders import NO_ENCODERS, Encoders
 from eridiff.lora.inject import ADAPTER
 from eridiff.lora.read import read_lora
 from eridiff.lora.verify import readers_of, stored
@@ -25,6 +26,8 @@ _OF_EFFECT = 0.02
 """Share of the LoRA's effect that rounding its factors may change."""
 _ROUNDINGS = 24
 """Relative errors of the denoiser's type that may add up on the way to its output."""
+_PEFT_NOTES = ("peft_config", "_hf_peft_config_loaded")
+"""Where diffusers and transformers note on a model which adapters it has."""
 
 
 @torch.no_grad()
@@ -36,6 +39,7 @@ def check_output(
     predict: Callable[[], Tensor],
     *,
     file_format: Format,
+    encoders: Encoders = NO_ENCODERS,
 ) -> float:
     """Load a LoRA file beside the trained adapters and compare what the denoiser then computes.
 
@@ -49,6 +53,7 @@ def check_output(
         family: has the names.
         predict: the denoiser's output for some fixed input.
         file_format: names in the file.
+        encoders: text encoders as they were trained, adapters inside, if `predict` goes through any.
 
     Returns:
         Norm of the difference, as a share of the LoRA's effect; 0 where the LoRA has none yet.
@@ -60,13 +65,16 @@ def check_output(
         state = stored(path)
     else:
         state = read_lora(path, family, structure=trained.structure).peft_state()
-    layers: list[Any] = [module for module in denoiser.modules() if hasattr(module, "lora_A")]
+    models = (denoiser, *encoders.values())
+    layers: list[Any] = [
+        module for model in models for module in model.modules() if hasattr(module, "lora_A")
+    ]
     # Compiled parts would be compiled again for the other adapter: three passes do not pay for that.
     with _plain_forward(layers), torch.compiler.set_stance("force_eager"):
         wanted = predict().float()
         with _without(layers):
             effect = float((wanted - predict().float()).norm())
-        with _attached(denoiser, state, layers, family):
+        with _attached(denoiser, encoders, state, layers, family):
             error = float((predict().float() - wanted).norm())
     computed = torch.finfo(next(denoiser.parameters()).dtype).eps * float(wanted.norm())
     if not error <= _OF_EFFECT * effect + _ROUNDINGS * computed:
@@ -104,19 +112,33 @@ def _without(layers: list[Any]) -> Iterator[None]:
 
 @contextmanager
 def _attached(
-    denoiser: nn.Module, state: dict[str, Tensor], layers: list[Any], family: ModelFamily
+    denoiser: nn.Module,
+    encoders: Encoders,
+    state: dict[str, Tensor],
+    layers: list[Any],
+    family: ModelFamily,
 ) -> Iterator[None]:
-    # peft warns of a second adapter, which here is meant.
-    config = denoiser.__dict__.pop("peft_config", None)
+    with _forgotten((denoiser, *encoders.values())):
+        try:
+            peft_reader.attach(state, denoiser, family, encoders)
+            for layer in layers:
+                layer.set_adapter(peft_reader.ADAPTER)
+            yield
+        finally:
+            for layer in layers:
+                layer.set_adapter(ADAPTER)
+                layer.delete_adapter(peft_reader.ADAPTER)
+
+
+@contextmanager
+def _forgotten(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Models that know nothing of an adapter: of a second one, which here is meant, peft would warn."""
+    own = [(model, {name: model.__dict__.pop(name, None) for name in _PEFT_NOTES}) for model in models]
     try:
-        peft_reader.attach(state, denoiser, family)
-        for layer in layers:
-            layer.set_adapter(peft_reader.ADAPTER)
         yield
     finally:
-        for layer in layers:
-            layer.set_adapter(ADAPTER)
-            layer.delete_adapter(peft_reader.ADAPTER)
-        denoiser.__dict__.pop("peft_config", None)
-        if config is not None:
-            denoiser.__dict__["peft_config"] = config
+        for model, notes in own:
+            for name, note in notes.items():
+                model.__dict__.pop(name, None)
+                if note is not None:
+                    model.__dict__[name] = note

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from eridiff.lora.adapters import Adapter
-from eridiff.quiet import unsaid
+from eridiff.lora.encoders import NO_ENCODERS, Encoders, parameter_name
+from eridiff.quiet import unsaid, without_loading_bar
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
@@ -19,19 +20,34 @@ ADAPTER = "gate"
 """The adapter's name in the denoiser."""
 
 
-def load(state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily) -> dict[str, Adapter]:
-    """The adapters that a denoiser of this configuration gets, by module; no weights are needed for that."""
+def load(
+    state: Mapping[str, Tensor],
+    denoiser: nn.Module,
+    family: ModelFamily,
+    encoders: Encoders = NO_ENCODERS,
+) -> dict[str, Adapter]:
+    """The adapters that models of these configurations get, by component and module; without any weights."""
     import diffusers
 
-    kind: Any = getattr(diffusers, family.checkpoint.models[family.checkpoint.denoiser].class_name)
+    component = family.checkpoint.denoiser
+    kind: Any = getattr(diffusers, family.checkpoint.models[component].class_name)
     with torch.device("meta"):
         bare = _hollow(kind.from_config(denoiser.config))
-    attach(state, bare, family)
-    return {name: _attached(module) for name, module in bare.named_modules() if hasattr(module, "lora_A")}
+        bare_encoders = {name: _hollow(_like(model)) for name, model in encoders.items()}
+    attach(state, bare, family, bare_encoders)
+    found = {f"{component}.{name}": adapter for name, adapter in _adapters(bare)}
+    for encoder, model in bare_encoders.items():
+        found |= {parameter_name(encoder, name): adapter for name, adapter in _adapters(model)}
+    return found
 
 
-def attach(state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily) -> None:
-    """Puts a LoRA into a denoiser as `ADAPTER`, the way a user's pipeline does."""
+def attach(
+    state: Mapping[str, Tensor],
+    denoiser: nn.Module,
+    family: ModelFamily,
+    encoders: Encoders = NO_ENCODERS,
+) -> None:
+    """Puts a LoRA into a denoiser and text encoders as `ADAPTER`, the way a user's pipeline does."""
     import diffusers
 
     # Pipelines name classes for reading images, which nothing here uses.
@@ -42,10 +58,26 @@ def attach(state: Mapping[str, Tensor], denoiser: nn.Module, family: ModelFamily
         for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if name != "self" and parameter.default is inspect.Parameter.empty
     ]
-    pipeline = kind(**{**dict.fromkeys(needed), family.checkpoint.denoiser: denoiser})
+    pipeline = kind(**{**dict.fromkeys(needed), family.checkpoint.denoiser: denoiser, **encoders})
     # It says of each text encoder that is not there that it gets no LoRA: as it should be.
-    with unsaid("diffusers.loaders.lora_base", "associated to NoneType"):
+    # And of a text encoder's other adapter that it is not in the file.
+    with (
+        without_loading_bar(),
+        unsaid("diffusers.loaders.lora_base", "associated to NoneType"),
+        unsaid("transformers.integrations.peft", "MISSING"),
+    ):
         pipeline.load_lora_weights(dict(state), adapter_name=ADAPTER)
+
+
+def _like(model: Any) -> nn.Module:
+    """A further model of the same class and configuration."""
+    return type(model)(model.config)
+
+
+def _adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            yield name, _attached(module)
 
 
 def _attached(layer: Any) -> Adapter:
@@ -63,4 +95,6 @@ def _hollow(model: nn.Module) -> nn.Module:
         for name, parameter in module.named_parameters(recurse=False):
             zeros = torch.zeros(1, device="cpu").expand(parameter.shape)
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros(1, dtype=buffer.dtype, device="cpu").expand(buffer.shape))
     return model

@@ -65,10 +65,13 @@ class Names:
         return None
 
 
+def clip_module(module: str) -> str:
+    """A module's name in CLIP, its level `text_model` put back where newer transformers leave it out."""
+    return _TEXT_LEVEL + module if module.startswith("encoder.") else module
+
+
 def _clip(component: str, module: str) -> Place:
-    """A module of CLIP, its level `text_model` put back where newer transformers leave it out."""
-    if module.startswith("encoder."):
-        module = _TEXT_LEVEL + module
+    module = clip_module(module)
     return Place(component, Link(module, (module,)))
 
 
@@ -78,15 +81,15 @@ def _unflattened(name: str) -> str | None:
         return name
     start = "text_model_encoder_layers_"
     number, _, rest = name.removeprefix(start).partition("_")
-    inside = {flat(module): module for module in _CLIP_LAYER}
+    inside = {flat(module): module for module in CLIP_LAYER}
     if not name.startswith(start) or not number.isdigit() or rest not in inside:
         return None
     return f"text_model.encoder.layers.{number}.{inside[rest]}"
 
 
-_CLIP_LAYER = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2",
-)  # fmt: skip
+CLIP_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+CLIP_LAYER = (*CLIP_ATTENTION, "mlp.fc1", "mlp.fc2")
+"""The linear modules of a layer of CLIP, under transformers' names."""
 
 
 def _denoiser_names(layout: CheckpointLayout, structure: Structure) -> Iterator[tuple[str, Place]]:

@@ -15,9 +15,9 @@ from eridiff.families.checkpoints.loranames import Format, Reader
 from eridiff.families.checkpoints.tensorfile import mapped, read_header
 from eridiff.lora import comfy, peft_reader
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.encoders import NO_ENCODERS, Encoders
 from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.inject import Injected, lora_state
-from eridiff.lora.names import within
 from eridiff.lora.read import read_lora
 from eridiff.store.files import atomic_path
 
@@ -29,7 +29,13 @@ _COMPUTED = 1e-6
 
 
 def verify(
-    path: Path, trained: Lora, denoiser: nn.Module, family: ModelFamily, *, file_format: Format
+    path: Path,
+    trained: Lora,
+    denoiser: nn.Module,
+    family: ModelFamily,
+    *,
+    file_format: Format,
+    encoders: Encoders = NO_ENCODERS,
 ) -> tuple[Reader, ...]:
     """Check a LoRA file against the parameters that it was made of.
 
@@ -43,6 +49,7 @@ def verify(
         denoiser: the denoiser that was trained; only its class and configuration matter.
         family: has the names.
         file_format: names of the file.
+        encoders: the text encoders that were trained, if any; as for the denoiser.
 
     Returns:
         The programs that were found to load it whole.
@@ -54,14 +61,13 @@ def verify(
     dtype = next(value.dtype for value in state.values() if value.ndim)
     read = read_lora(path, family, structure=trained.structure)
     _compare(path, "eridiff", trained.layers, read.layers, dtype)
-    wanted = within(trained.layers, family.checkpoint.denoiser)
     readers = readers_of(trained, family, file_format)
     for reader in readers:
         if reader == "comfyui":
             found = _by_comfy(path, state, trained, family)
         else:
-            found = peft_reader.load(state, denoiser, family)
-        _compare(path, reader, wanted, found, dtype)
+            found = peft_reader.load(state, denoiser, family, encoders)
+        _compare(path, reader, trained.layers, found, dtype)
     return readers
 
 
@@ -74,6 +80,7 @@ def publish(
     file_format: Format,
     dtype: torch.dtype,
     metadata: Mapping[str, str],
+    encoders: Encoders = NO_ENCODERS,
     prove: Callable[[Path], object] | None = None,
 ) -> tuple[Reader, ...]:
     """Write a LoRA file that appears only if it passes `verify`; most arguments are those of `write_lora`.
@@ -86,6 +93,7 @@ def publish(
         file_format: names of the tensors.
         dtype: type of the factors in the file.
         metadata: free-form strings.
+        encoders: the text encoders that were trained, if any.
         prove: a further check of the file, which raises ModelError.
 
     Returns:
@@ -98,7 +106,7 @@ def publish(
     with atomic_path(path) as aside:
         write_lora(aside, lora, family, file_format=file_format, dtype=dtype, metadata=metadata)
         try:
-            readers = verify(aside, lora, denoiser, family, file_format=file_format)
+            readers = verify(aside, lora, denoiser, family, file_format=file_format, encoders=encoders)
             if prove is not None:
                 prove(aside)
         except ModelError as error:
@@ -107,7 +115,12 @@ def publish(
 
 
 def rehearse(
-    injected: Injected, denoiser: nn.Module, family: ModelFamily, *, file_format: Format
+    injected: Injected,
+    denoiser: nn.Module,
+    family: ModelFamily,
+    *,
+    file_format: Format,
+    encoders: Encoders = NO_ENCODERS,
 ) -> tuple[Reader, ...]:
     """Check before training that programs will load what is going to be trained.
 
@@ -116,6 +129,7 @@ def rehearse(
         denoiser: the denoiser.
         family: has the names.
         file_format: names of the file to come.
+        encoders: the text encoders that are trained, if any.
 
     Returns:
         The programs that will load it whole.
@@ -123,7 +137,7 @@ def rehearse(
     Raises:
         ModelError: one of them would miss a layer or change it in another way.
     """
-    state = {name: value.detach().cpu() for name, value in lora_state(denoiser).items()}
+    state = {name: value.detach().cpu() for name, value in lora_state(denoiser, encoders).items()}
     random = torch.Generator().manual_seed(0)
     state |= {
         name: torch.randn(value.shape, generator=random)
@@ -135,7 +149,7 @@ def rehearse(
         path = Path(folder) / "rehearsal.safetensors"
         metadata = structure_metadata(lora)
         write_lora(path, lora, family, file_format=file_format, dtype=torch.float32, metadata=metadata)
-        return verify(path, lora, denoiser, family, file_format=file_format)
+        return verify(path, lora, denoiser, family, file_format=file_format, encoders=encoders)
 
 
 def stored(path: Path) -> dict[str, Tensor]:
@@ -170,9 +184,9 @@ def _by_comfy(
     found: dict[str, Adapter] = {}
     for loaded in applied:
         for part, module in enumerate(loaded.spot.link.diffusers):
-            up = comfy.rows(loaded, part)
-            if up is not None and (module in within(trained.layers, family.checkpoint.denoiser) or up.any()):
-                found[module] = Adapter(loaded.down, up, loaded.scale * loaded.down.shape[0])
+            up, name = comfy.rows(loaded, part), f"{loaded.spot.component}.{module}"
+            if up is not None and (name in trained.layers or up.any()):
+                found[name] = Adapter(loaded.down, up, loaded.scale * loaded.down.shape[0])
     return found
 
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from eridiff.errors import ModelError, RecipeError
 from eridiff.lora.adapters import Adapter, Lora
-from eridiff.lora.names import within
 from eridiff.lora.targets import Target
+
+_TARGETS = "widen network.targets, or set network.conv"
+_ENCODERS = "set train.train_text_encoder: true, and network.text_encoder_targets: attn-mlp"
 
 
 def started(
-    state: Mapping[str, Tensor], targets: tuple[Target, ...], lora: Lora, *, component: str, path: Path
+    state: Mapping[str, Tensor], targets: Mapping[str, Target], lora: Lora, *, path: Path
 ) -> dict[str, Tensor]:
     """Parameters whose change is that of a LoRA.
 
@@ -24,31 +26,27 @@ def started(
 
     Args:
         state: freshly drawn parameters, by name.
-        targets: the adapted modules.
+        targets: the adapted modules, by the names that a LoRA has for them.
         lora: what to start from.
-        component: the denoiser's folder name in diffusers.
         path: the LoRA's file, for messages.
 
     Raises:
         RecipeError: the file adapts more modules or has a higher rank than the recipe.
         ModelError: it was made for a denoiser of other widths.
     """
-    layers, known = within(lora.layers, component), {target.name for target in targets}
-    left_out = sorted(layers.keys() - known) + sorted(
-        lora.layers.keys() - {f"{component}.{n}" for n in layers}
-    )
+    left_out = sorted(lora.layers.keys() - targets.keys())
     if left_out:
         raise RecipeError(
             "network.init_from adapts modules that the recipe does not",
             where=path,
             found=f"{len(left_out)}, such as {', '.join(left_out[:2])}",
-            fix="widen network.targets, or set network.conv",
+            fix=_ENCODERS if left_out[0].startswith("text_encoder") else _TARGETS,
         )
     filled = dict(state)
-    for target in targets:
-        if target.name in layers:
+    for layer, target in targets.items():
+        if layer in lora.layers:
             down, up = f"{target.name}.lora_A.weight", f"{target.name}.lora_B.weight"
-            filled[down], filled[up] = _filled(state[down], state[up], layers[target.name], target, path)
+            filled[down], filled[up] = _filled(state[down], state[up], lora.layers[layer], target, path)
     return filled
 
 

@@ -117,6 +117,11 @@ class Network(Section):
     """`attn`, `attn-mlp`, `all`, or patterns of module names, e.g. `transformer_blocks.*.attn.to_q`."""
     ranks: dict[str, Positive] = Field(default_factory=dict)
     """Ranks of modules whose name matches a pattern; alpha keeps its ratio to the rank."""
+    text_encoder_linear: Positive | None = None
+    """Rank in text encoders, where `train.train_text_encoder` trains them; by default `linear`. Alpha keeps
+    its ratio to the rank."""
+    text_encoder_targets: Literal["attn", "attn-mlp"] = "attn-mlp"
+    """Layers of text encoders that are adapted: of their attention, or of their feed-forwards, too."""
     rslora: bool = False
     """Divide alpha by the root of the rank, not by the rank (Kalajdzievski 2023); files hold the alpha that
     gives the same change."""
@@ -146,6 +151,12 @@ class Train(Section):
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of the LoRA's B as a multiple of A's `lr`: LoRA+ (Hayou et al. 2024), who advise 16 and a
     lower `lr`."""
+    train_text_encoder: bool = False
+    """Also train a LoRA of CLIP-L and CLIP-G, whichever the family has; T5 is never trained. Their embeddings
+    then are not cached: captions are encoded anew in every step, so the encoders' files are needed and lie on
+    the device, in `precompute.text_dtype`."""
+    text_encoder_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the text encoders' LoRA; by default `lr`. Half of `lr` or less is usual."""
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
     lr_warmup_steps: Count = 0
     optimizer: str = "adamw"

@@ -15,10 +15,11 @@ from eridiff.diffusion import posterior
 from eridiff.diffusion.randomness import generator
 from eridiff.encoding.wanted import EMPTY_PROMPT
 from eridiff.families.base import Conditioning, ModelFamily, Prompts
+from eridiff.families.live import LiveText
 from eridiff.store.snapshots import Sample
-from eridiff.training.cached import Cached
+from eridiff.training.cached import Encoded
 from eridiff.training.order import Draw, Order
-from eridiff.training.step import Batch
+from eridiff.training.step import Batch, LiveCaptions
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Draws:
     seed: int
     caption_dropout: float
     dropout_pooled: bool
+
+    @property
+    def splits_captions(self) -> bool:
+        """Whether text and pooled embedding of a sample may be of two captions."""
+        return self.caption_dropout > 0 and not self.dropout_pooled
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,18 @@ class Batches:
         cached: latents and embeddings.
         samples: all that can be drawn.
         draws: seed and rates.
+        live: the text encoders that are trained, if any: captions then go to them as tokens.
     """
 
-    def __init__(self, family: ModelFamily, cached: Cached, samples: Sequence[Sample], draws: Draws) -> None:
-        self._family, self._cached, self._draws = family, cached, draws
+    def __init__(
+        self,
+        family: ModelFamily,
+        cached: Encoded,
+        samples: Sequence[Sample],
+        draws: Draws,
+        live: LiveText | None = None,
+    ) -> None:
+        self._family, self._cached, self._draws, self._live = family, cached, draws, live
         self._samples: Mapping[str, Sample] = {sample.sample_id: sample for sample in samples}
 
     def batch(self, step: int, draws: Sequence[Draw]) -> Batch:
@@ -81,7 +95,14 @@ class Batches:
             noise=torch.stack([row.noise for row in rows]),
             t=torch.stack([row.t for row in rows]),
             cond=cond,
+            captions=None if self._live is None else self._captions(self._live, rows),
         )
+
+    def _captions(self, live: LiveText, rows: Sequence[_Row]) -> LiveCaptions:
+        chosen = [row.spoken.text for row in rows]
+        kinds = [chosen, [row.spoken.pooled for row in rows]] if self._draws.splits_captions else [chosen]
+        tokens = zip(*(live.tokens(captions) for captions in kinds), strict=True)
+        return LiveCaptions(live, tuple(torch.stack(ids, dim=1) for ids in tokens))
 
     def _row(self, step: int, draw: Draw) -> _Row:
         sample = self._samples[draw.sample_id]
@@ -94,23 +115,36 @@ class Batches:
         clean = self._family.latent.scaled(posterior.draw(moments.mean, moments.logvar, stream("posterior")))
         channels, height, width = clean.shape
         objective = self._family.objective
+        spoken = self._spoken(sample, stream("caption"), stream("dropout"))
         return _Row(
             clean=clean,
             noise=objective.draw_noise((channels, height, width), stream("noise")),
             t=objective.draw_time(stream("time"), latent_size=(height, width)),
-            prompt=self._prompt(sample, stream("caption"), stream("dropout")),
+            spoken=spoken,
+            prompt=self._prompt(spoken),
             geometry=geometry(sample, mirrored=mirrored),
         )
 
-    def _prompt(self, sample: Sample, choice: torch.Generator, dropout: torch.Generator) -> Prompts:
+    def _spoken(self, sample: Sample, choice: torch.Generator, dropout: torch.Generator) -> _Spoken:
         captions = sample.captions
         chosen = captions[int(torch.randint(len(captions), (), generator=choice))]
         if not torch.rand((), generator=dropout) < self._draws.caption_dropout:
-            return self._cached.prompt(chosen)
-        empty = self._cached.prompt(EMPTY_PROMPT)
-        if self._draws.dropout_pooled:
-            return empty
-        return Prompts(empty.text, self._cached.prompt(chosen).pooled)
+            return _Spoken(chosen, chosen)
+        return _Spoken(EMPTY_PROMPT, EMPTY_PROMPT if self._draws.dropout_pooled else chosen)
+
+    def _prompt(self, spoken: _Spoken) -> Prompts:
+        prompt = self._cached.prompt(spoken.text)
+        if spoken.text == spoken.pooled:
+            return prompt
+        return Prompts(prompt.text, self._cached.prompt(spoken.pooled).pooled)
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """The captions of which a sample's text and pooled embedding are."""
+
+    text: str
+    pooled: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +152,7 @@ class _Row:
     clean: Tensor
     noise: Tensor
     t: Tensor
+    spoken: _Spoken
     prompt: Prompts
     geometry: Tensor
 

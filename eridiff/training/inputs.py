@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from eridiff import __version__
+from eridiff.encoding.live import cached_encoders, trained_encoders
 from eridiff.encoding.spaces import Space, base_of, family_of, latent_space, text_space, workspace
 from eridiff.encoding.wanted import usable_samples
 from eridiff.recipe import Recipe
@@ -23,7 +24,13 @@ VERSION = 2
 _ID_LENGTH = 16
 _HOW_NOT_WHAT = {"gradient_checkpointing", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
-_CAME_LATER: Mapping[str, Any] = {"loraplus_lr_ratio": 1.0}
+_CAME_LATER: Mapping[str, Any] = {
+    "loraplus_lr_ratio": 1.0,
+    "train_text_encoder": False,
+    "text_encoder_lr": None,
+    "text_encoder_linear": None,
+    "text_encoder_targets": "attn-mlp",
+}
 """Settings that runs of earlier versions did not have, with the value that trains as those did: it does not
 count, so that they are found again."""
 
@@ -64,7 +71,7 @@ class Inputs:
             "options": family_of(recipe).options.model_dump(mode="json"),
             "base": self.base,
             "start": self.start,
-            "network": recipe.network.model_dump(mode="json", exclude={"init_from"}),
+            "network": _deciding(recipe.network.model_dump(mode="json", exclude={"init_from"})),
             "train": _deciding(recipe.train.model_dump(mode="json", exclude=_HOW_NOT_WHAT)),
             "file": recipe.save.dtype,
         }
@@ -86,13 +93,23 @@ class Inputs:
         }
 
     @property
+    def encoders(self) -> tuple[str, ...]:
+        """Components of the text encoders that are trained."""
+        return trained_encoders(self.recipe)
+
+    @property
+    def cached_encoders(self) -> tuple[str, ...]:
+        """Components of the text encoders whose part of an embedding is read from the store."""
+        return cached_encoders(self.recipe)
+
+    @property
     def missing(self) -> dict[str, int]:
         """How many latents and embeddings are not stored yet, where any are."""
         found = {
             space.kind: len(space.store().missing(keys))
             for space, keys in (
                 (self.latents, latent_keys(self.samples)),
-                (self.text, text_keys(self.samples)),
+                (self.text, text_keys(self.samples) if self.cached_encoders else ()),
             )
         }
         return {kind: count for kind, count in found.items() if count}
@@ -126,7 +143,9 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if _CAME_LATER.get(key) != value}
+    return {
+        key: value for key, value in settings.items() if key not in _CAME_LATER or _CAME_LATER[key] != value
+    }
 
 
 def _digest_of_weights(space: Space) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from eridiff.devices import DTYPES
 from eridiff.errors import Interrupted, ModelError, StoreError
 from eridiff.families.base import ModelFamily
+from eridiff.families.live import LiveText
+from eridiff.lora.encoders import NO_ENCODERS, Encoders
 from eridiff.recipe import Logging, Save, Train
 from eridiff.store.runs import Run
 from eridiff.training import checkpoint
@@ -45,6 +47,7 @@ class Job:
         order: which samples make which batch.
         train: the recipe's section; `save` and `logging` alike.
         config: the resolved recipe, for trackers to show.
+        live: the text encoders that are trained with the denoiser, if any; their LoRA is among `parameters`.
     """
 
     run: Run
@@ -57,6 +60,12 @@ class Job:
     save: Save
     logging: Logging
     config: Mapping[str, Any]
+    live: LiveText | None = None
+
+    @property
+    def encoders(self) -> Encoders:
+        """The trained text encoders by component."""
+        return NO_ENCODERS if self.live is None else self.live.models
 
 
 class Hooks(Protocol):

@@ -135,8 +135,8 @@ def _try_rates(
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise RecipeError(
             f"{type(optimizer).__name__} does not train at several rates: {error}",
-            where="train.loraplus_lr_ratio",
-            fix="leave train.loraplus_lr_ratio out, or choose another optimizer",
+            where="train",
+            fix="leave train.loraplus_lr_ratio and train.text_encoder_lr out, or choose another optimizer",
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.inject import Injected, load_state, lora_state
@@ -22,7 +22,7 @@ def prove(
 
     Args:
         path: the LoRA file.
-        job: what was trained; its denoiser is left as it was.
+        job: what was trained; its models are left as they were.
         injected: the adapters inside.
         weights: what the file was made of: the trained parameters or their moving average.
         file_format: names in the file.
@@ -38,19 +38,27 @@ def prove(
     noisy = job.family.objective.noised(batch.clean, batch.noise, batch.t)
 
     def predict() -> Tensor:
-        return job.family.predict(job.denoiser, noisy, batch.t, batch.cond)
+        return job.family.predict(job.denoiser, noisy, batch.t, batch.told())
 
-    with eagerly(), _carrying(job.denoiser, weights):
-        lora = injected.lora(weights)
-        return check_output(path, lora, job.denoiser, job.family, predict, file_format=file_format)
+    with eagerly(), _carrying(job, weights):
+        return check_output(
+            path,
+            injected.lora(weights),
+            job.denoiser,
+            job.family,
+            predict,
+            file_format=file_format,
+            encoders=job.encoders,
+        )
 
 
 @contextmanager
-def _carrying(denoiser: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The denoiser with some weights in its LoRA, and afterwards with its own again."""
-    own = {name: parameter.detach().clone() for name, parameter in lora_state(denoiser).items()}
-    load_state(denoiser, weights)
+def _carrying(job: Job, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The trained models with some weights in their LoRA, and afterwards with their own again."""
+    trained = lora_state(job.denoiser, job.encoders)
+    own = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    load_state(job.denoiser, weights, job.encoders)
     try:
         yield
     finally:
-        load_state(denoiser, own)
+        load_state(job.denoiser, own, job.encoders)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from eridiff.lora.encoders import is_of_encoder
+
 
 @dataclass(frozen=True)
 class RateGroup:
@@ -16,7 +18,9 @@ class RateGroup:
     parameters: Mapping[str, nn.Parameter]
 
 
-def rate_groups(parameters: Mapping[str, nn.Parameter], *, loraplus_lr_ratio: float) -> tuple[RateGroup, ...]:
+def rate_groups(
+    parameters: Mapping[str, nn.Parameter], *, loraplus_lr_ratio: float, encoder_lr_ratio: float = 1.0
+) -> tuple[RateGroup, ...]:
     """Parameters by learning rate, each group in their order.
 
     `down` and `up` learn at one rate, or `up` at a multiple of it: LoRA+, https://arxiv.org/abs/2402.12354.
@@ -24,9 +28,11 @@ def rate_groups(parameters: Mapping[str, nn.Parameter], *, loraplus_lr_ratio: fl
     Args:
         parameters: name to parameter, named as peft does: `up` has `.lora_B.` in its name.
         loraplus_lr_ratio: the rate of `up`, as a multiple of that of `down`.
+        encoder_lr_ratio: the rate of text encoders, as a multiple of the denoiser's.
     """
     groups: dict[float, dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
         factor = loraplus_lr_ratio if ".lora_B." in name else 1.0
+        factor *= encoder_lr_ratio if is_of_encoder(name) else 1.0
         groups.setdefault(factor, {})[name] = parameter
     return tuple(RateGroup(factor, members) for factor, members in groups.items())

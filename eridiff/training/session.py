@@ -18,7 +18,11 @@ from eridiff import recipe as recipes
 from eridiff.devices import DTYPES
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import DataError
+from eridiff.families import live as live_text
+from eridiff.families.live import LiveText
+from eridiff.lora.encoders import NO_ENCODERS
 from eridiff.lora.export import resolve_format
+from eridiff.lora.forward import compute_in_input_precision
 from eridiff.lora.inject import Injected, inject, lora_state
 from eridiff.lora.metadata import describe, describe_data
 from eridiff.lora.verify import publish, rehearse
@@ -70,6 +74,7 @@ class Session:
             file_format=file_format,
             dtype=DTYPES[recipe.save.dtype],
             metadata={**named, **describe_data(self.inputs.samples, folders)},
+            encoders=self.job.encoders,
             prove=partial(
                 prove, job=self.job, injected=self.injected, weights=weights, file_format=file_format
             )
@@ -84,7 +89,7 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
     Raises:
         DataError: there is no sample to train on.
         StoreError: latents or embeddings are missing.
-        ModelError: the base lacks the denoiser, or is of another family.
+        ModelError: the base lacks the denoiser or a text encoder that is trained, or is of another family.
         RecipeError: the LoRA's targets match no layers.
     """
     recipe = inputs.recipe
@@ -93,25 +98,39 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
             "There is no image to train on.",
             fix="add images, or lower ingest.holdout; then run `eridiff run`",
         )
-    cached = open_cached(inputs.latents.store(), inputs.text.store(), inputs.samples)
+    text = inputs.text.store() if inputs.cached_encoders else None
+    cached = open_cached(inputs.latents.store(), text, inputs.samples)
     family, train = family_of(recipe), recipe.train
     denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype])
-    injected = inject(denoiser, recipe.network, family, seed=train.seed)
-    rehearse(injected, denoiser, family, file_format=resolve_format(recipe.network.format, family))
+    live = _load_encoders(inputs, device) if inputs.encoders else None
+    encoders = live.models if live else NO_ENCODERS
+    injected = inject(denoiser, recipe.network, family, seed=train.seed, encoders=encoders)
+    file_format = resolve_format(recipe.network.format, family)
+    rehearse(injected, denoiser, family, file_format=file_format, encoders=encoders)
+    for encoder in encoders.values():
+        compute_in_input_precision(encoder)
     draws = Draws(train.seed, train.caption_dropout_rate, train.caption_dropout_pooled)
     job = Job(
         run=inputs.run,
         family=family,
         denoiser=denoiser,
-        parameters=lora_state(denoiser),
-        batches=Batches(family, cached, inputs.samples, draws),
+        parameters=lora_state(denoiser, encoders),
+        batches=Batches(family, cached, inputs.samples, draws, live),
         order=Order(inputs.samples, train.batch_size, train.seed),
         train=train,
         save=recipe.save,
         logging=recipe.logging,
         config=recipe.model_dump(mode="json"),
+        live=live,
     )
     return Session(inputs, job, injected)
+
+
+def _load_encoders(inputs: Inputs, device: torch.device) -> LiveText:
+    """The text encoders that are trained, in the precision of the embeddings that they stand for."""
+    recipe = inputs.recipe
+    dtype = DTYPES[recipe.precompute.text_dtype]
+    return live_text.load(family_of(recipe), base_of(recipe), device=device, dtype=dtype)
 
 
 def write_facts(inputs: Inputs, device: torch.device) -> None:

@@ -9,9 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.diffusion.objectives import Losses
-from eridiff.families.base import Conditioning, ModelFamily
+from eridiff.families.base import Conditioning, ModelFamily, Prompts
+from eridiff.families.live import LiveText
 
 CROP_CELLS = 8
+
+
+@dataclass(frozen=True)
+class LiveCaptions:
+    """Captions of a batch whose embeddings are made anew, since their encoders are trained.
+
+    Attributes:
+        encoders: on the device, with their LoRA.
+        tokens: an encoder's ids `[B, K, 77]` int64, as `LiveText.prompts` takes them.
+    """
+
+    encoders: LiveText
+    tokens: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Batch:
         noise: `[B, C, h, w]` float32.
         t: `[B]` float32 in [0, 1].
         cond: text, pooled and geometry of the samples.
+        captions: where text encoders are trained; `cond` then has the part of the other encoders only.
     """
 
     sample_ids: tuple[str, ...]
@@ -31,6 +46,7 @@ class Batch:
     noise: Tensor
     t: Tensor
     cond: Conditioning
+    captions: LiveCaptions | None = None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -62,17 +78,29 @@ class Batch:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors, always in the same order."""
-        return (self.clean, self.noise, self.t, self.cond.text, self.cond.pooled, self.cond.geometry)
+        tokens = self.captions.tokens if self.captions else ()
+        return (self.clean, self.noise, self.t, self.cond.text, self.cond.pooled, self.cond.geometry, *tokens)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with every tensor changed."""
         cond = Conditioning(change(self.cond.text), change(self.cond.pooled), change(self.cond.geometry))
-        return Batch(self.sample_ids, change(self.clean), change(self.noise), change(self.t), cond)
+        captions = self.captions
+        if captions is not None:
+            captions = replace(captions, tokens=tuple(change(ids) for ids in captions.tokens))
+        return Batch(self.sample_ids, change(self.clean), change(self.noise), change(self.t), cond, captions)
+
+    def told(self) -> Conditioning:
+        """All that the denoiser is told; where text encoders are trained, gradients reach them through it."""
+        if self.captions is None:
+            return self.cond
+        cached = Prompts(self.cond.text, self.cond.pooled)
+        prompts = self.captions.encoders.prompts(self.captions.tokens, cached)
+        return replace(self.cond, text=prompts.text, pooled=prompts.pooled)
 
 
 def losses(family: ModelFamily, denoiser: nn.Module, batch: Batch) -> Losses:
     """The loss of each sample of a batch on the denoiser's device; gradients are the caller's choice."""
     objective = family.objective
     noisy = objective.noised(batch.clean, batch.noise, batch.t)
-    prediction = family.predict(denoiser, noisy, batch.t, batch.cond)
+    prediction = family.predict(denoiser, noisy, batch.t, batch.told())
     return objective.losses(prediction, batch.clean, batch.noise, batch.t)

@@ -77,7 +77,11 @@ class Trainer:
         processes: Processes,
     ) -> None:
         self.step = 0
-        self._rates = rate_groups(parameters, loraplus_lr_ratio=settings.loraplus_lr_ratio)
+        self._rates = rate_groups(
+            parameters,
+            loraplus_lr_ratio=settings.loraplus_lr_ratio,
+            encoder_lr_ratio=(settings.text_encoder_lr or settings.lr) / settings.lr,
+        )
         # Group after group, so that each is one stretch of the buffer.
         self.parameters = {name: p for group in self._rates for name, p in group.parameters.items()}
         self._settings, self._processes = settings, processes
