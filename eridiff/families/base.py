@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from eridiff.families.frozen.keep import PLAIN, Keep
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
@@ -190,16 +192,23 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-        """The frozen denoiser, in training mode, without any text encoder or VAE."""
+    def load_denoiser(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> torch.nn.Module:
+        """The frozen denoiser, in training mode, without any text encoder or VAE.
+
+        Blocks that `keep` sends away lie in system memory; `training.offload` brings them when they run.
+        """
         ...
 
     def predict(self, denoiser: torch.nn.Module, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's estimate of the objective's target, `[B, C, h, w]`, for `noisy` at `t [B]`."""
         ...
 
-    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
-        """Diffusers' own pipeline of the family, without text encoders."""
+    def load_pipeline(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> Any:
+        """Diffusers' own pipeline of the family, without text encoders; its denoiser lies as `keep` says."""
         ...
 
     def sample(

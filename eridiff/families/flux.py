@@ -21,6 +21,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.families.frozen.keep import PLAIN, Keep
 
 if TYPE_CHECKING:
     import torch
@@ -136,11 +137,13 @@ class Flux:
         """The empty prompt itself."""
         return empty
 
-    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    def load_denoiser(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> torch.nn.Module:
         """The transformer, frozen."""
         from eridiff.families.checkpoints.loading import load_model
 
-        transformer = load_model(base, "transformer", device=device, dtype=dtype)
+        transformer = load_model(base, "transformer", device=device, dtype=dtype, keep=keep)
         return transformer.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -162,7 +165,9 @@ class Flux:
             )[0]
         return packing.unpack(packed, noisy.shape[-2:])
 
-    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+    def load_pipeline(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> Any:
         """FluxPipeline without encoders."""
         from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
@@ -170,7 +175,7 @@ class Flux:
 
         present = {
             "vae": self.load_vae(base, device=device, dtype=dtype),
-            "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "transformer": self.load_denoiser(base, device=device, dtype=dtype, keep=keep).eval(),
             "scheduler": sampling.scheduler(base, FlowMatchEulerDiscreteScheduler),
         }
         return sampling.pipeline(FluxPipeline, present, absent=self.parts.text)

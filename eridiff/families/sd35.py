@@ -22,6 +22,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.families.frozen.keep import PLAIN, Keep
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +153,9 @@ class Sd35:
         """The empty prompt itself."""
         return empty
 
-    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    def load_denoiser(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> torch.nn.Module:
         """The MMDiT, frozen.
 
         Raises:
@@ -160,7 +163,7 @@ class Sd35:
         """
         from eridiff.families.checkpoints.loading import load_model
 
-        transformer = load_model(base, "transformer", device=device, dtype=dtype)
+        transformer = load_model(base, "transformer", device=device, dtype=dtype, keep=keep)
         variant = "medium" if transformer.config.dual_attention_layers else "large"
         if self.options.variant not in (None, variant):
             raise ModelError(
@@ -185,7 +188,9 @@ class Sd35:
             return_dict=False,
         )[0]
 
-    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+    def load_pipeline(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> Any:
         """StableDiffusion3Pipeline without encoders."""
         from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
@@ -193,7 +198,7 @@ class Sd35:
 
         present = {
             "vae": self.load_vae(base, device=device, dtype=dtype),
-            "transformer": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "transformer": self.load_denoiser(base, device=device, dtype=dtype, keep=keep).eval(),
             "scheduler": sampling.scheduler(base, FlowMatchEulerDiscreteScheduler),
         }
         return sampling.pipeline(StableDiffusion3Pipeline, present, absent=self.parts.text)

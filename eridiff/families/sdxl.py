@@ -22,6 +22,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
+from eridiff.families.frozen.keep import PLAIN, Keep
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,9 @@ class Sdxl:
 
         return Prompts(torch.zeros_like(empty.text), torch.zeros_like(empty.pooled))
 
-    def load_denoiser(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    def load_denoiser(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> torch.nn.Module:
         """The UNet, frozen.
 
         Raises:
@@ -146,7 +149,7 @@ class Sdxl:
         from eridiff.families.checkpoints.loading import load_model
 
         self._refuse_other_prediction(base)
-        return load_model(base, "unet", device=device, dtype=dtype).train()
+        return load_model(base, "unet", device=device, dtype=dtype, keep=keep).train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The UNet's noise or v `[B, 4, h, w]`.
@@ -180,7 +183,9 @@ class Sdxl:
                 wanted=f"{found}, as the scheduler of {base.source} says",
             )
 
-    def load_pipeline(self, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
+    def load_pipeline(
+        self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
+    ) -> Any:
         """StableDiffusionXLPipeline without encoders, its VAE in float32."""
         import torch
         from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
@@ -192,7 +197,7 @@ class Sdxl:
             changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         present = {
             "vae": self.load_vae(base, device=device, dtype=torch.float32),
-            "unet": self.load_denoiser(base, device=device, dtype=dtype).eval(),
+            "unet": self.load_denoiser(base, device=device, dtype=dtype, keep=keep).eval(),
             "scheduler": sampling.scheduler(base, EulerDiscreteScheduler, changes),
             "add_watermarker": False,
         }

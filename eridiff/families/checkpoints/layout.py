@@ -28,6 +28,7 @@ class ModelSpec:
         facts: the full-size configuration in this package, for files that bring none.
         configure: that configuration with sizes from the shapes of a file's tensors (diffusers' names).
         also: classes with the same weights, whose configuration will do.
+        blocks: regular expression of the names of the blocks that it repeats, or nothing.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class ModelSpec:
     facts: str
     configure: Callable[[dict[str, Any], Mapping[str, Shape]], dict[str, Any]]
     also: tuple[str, ...] = ()
+    blocks: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,6 +89,11 @@ class CheckpointLayout:
     def denoiser(self) -> str:
         """Folder name of the denoiser."""
         return next(name for name, spec in self.models.items() if spec.kind == "transformer")
+
+    @property
+    def blocks(self) -> str:
+        """Regular expression of the names of the denoiser's repeated blocks."""
+        return self.models[self.denoiser].blocks
 
     def component(self, kind: Kind) -> str | None:
         """The folder name of a kind of component, or none if the family has no such."""

@@ -27,6 +27,11 @@ _T5_MODEL = ModelSpec(
 )
 
 
+_UNET_BLOCKS = r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:attentions\.\d+\.transformer_blocks|resnets)\.\d+"
+_SD3_BLOCKS = r"transformer_blocks\.\d+"
+_FLUX_BLOCKS = r"(?:single_)?transformer_blocks\.\d+"
+
+
 def _vae(facts: str) -> ModelSpec:
     return ModelSpec("vae", "AutoencoderKL", vae.NAMES, _VAE_MARKS, facts, vae.configure)
 
@@ -46,6 +51,7 @@ SDXL = CheckpointLayout(
             ("label_emb.0.0.weight", "add_embedding.linear_1.weight"),
             "sdxl_unet",
             sdxl.configure,
+            blocks=_UNET_BLOCKS,
         ),
         "vae": _vae("sdxl_vae"),
         "text_encoder": _CLIP_L,
@@ -69,6 +75,7 @@ SD35 = CheckpointLayout(
             (sd3.NAMES.mark, "pos_embed.proj.weight"),
             "sd35_transformer",
             sd3.configure,
+            blocks=_SD3_BLOCKS,
         ),
         "vae": _vae("sd35_vae"),
         "text_encoder": _CLIP_L_PROJECTED,
@@ -93,6 +100,7 @@ FLUX = CheckpointLayout(
             (flux.NAMES.mark, "single_transformer_blocks.0.attn.to_q.weight"),
             "flux_transformer",
             flux.configure,
+            blocks=_FLUX_BLOCKS,
         ),
         "vae": _vae("flux_vae"),
         "text_encoder": _CLIP_L,

@@ -1,0 +1,95 @@
+"""Products of 8-bit floats: e4m3 weights with a scale a row, inputs and gradients scaled as they come.
+
+For weights `W = diag(s) Q`, the input's gradient `dY W = (dY diag(s)) Q` is a product with the same codes:
+the scales move into the other factor before that is rounded. So both passes are `torch._scaled_mm`, and the
+backward pass is that of the very weights that the forward pass multiplied by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from eridiff.errors import ModelError
+
+_CODES = torch.float8_e4m3fn
+_MOST = torch.finfo(_CODES).max
+_FEWEST_ROWS = 16
+"""Inputs of fewer rows, such as a time's embedding, are multiplied by the dense weight: there is no time to
+gain."""
+_CAPABILITY = (8, 9)
+
+
+def refuse_without_hardware(device: torch.device) -> None:
+    """Raise ModelError on a GPU that has no fp8 products; nothing else is done in their place."""
+    if device.type == "cpu":  # torch has them there, slowly
+        return
+    found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    if found is None or found < _CAPABILITY:
+        raise ModelError(
+            "this device has no fp8 products",
+            where="model.quantize",
+            found=device.type if found is None else f"compute capability {found[0]}.{found[1]}",
+            wanted="8.9 or more: Ada, Hopper, Blackwell",
+            fix="set model.quantize: int8",
+        )
+
+
+def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes `[out, in]`, e4m3 seen as uint8, and scales `[out]` float32 of a weight `[out, in]`."""
+    codes, scales = _rounded(weight.float())
+    # As bytes: a float8 parameter would make peft round its factors to float8, too.
+    return codes.view(torch.uint8), scales[:, 0].contiguous()
+
+
+def dense(codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The weight that they stand for, float32."""
+    return codes.view(_CODES).float() * scales[:, None]
+
+
+def product(x: Tensor, codes: Tensor, scales: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`x @ weight.T` for x `[..., in]`, in x's dtype; differentiable in x alone."""
+    return _Product.apply(x, codes, scales)  # pyright: ignore[reportReturnType]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scales)
+        rows = x.flatten(0, -2)
+        if rows.shape[0] < _FEWEST_ROWS:
+            return functional.linear(x, dense(codes, scales, _sides(codes)).to(x.dtype))
+        result = _multiplied(rows, codes.view(_CODES).t(), scales[None])
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        codes, scales = ctx.saved_tensors
+        (gradient,) = gradients
+        rows = gradient.flatten(0, -2)
+        if rows.shape[0] < _FEWEST_ROWS:
+            return gradient @ dense(codes, scales, _sides(codes)).to(gradient.dtype), None, None
+        # The second factor must lie column by column: its bytes are transposed here, rather than kept twice.
+        right = codes.t().contiguous().t().view(_CODES)
+        result = _multiplied(rows * scales, right, scales.new_ones(1, codes.shape[1]), rows.dtype)
+        return result.view(*gradient.shape[:-1], -1), None, None
+
+
+def _multiplied(rows: Tensor, right: Tensor, scales: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`rows @ (right * scales)` with rows rounded to fp8, in the dtype of rows or another."""
+    codes, own = _rounded(rows)
+    found = torch._scaled_mm(codes, right, scale_a=own, scale_b=scales, out_dtype=torch.bfloat16)
+    return found.to(dtype or rows.dtype)
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and float32 scales `[n, 1]` of rows `[n, k]`: the largest of each row gets the largest code."""
+    scales = (rows.abs().amax(dim=1, keepdim=True).float() / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows.float() / scales).clamp(-_MOST, _MOST).to(_CODES), scales
+
+
+def _sides(codes: Tensor) -> tuple[int, int]:
+    return codes.shape[0], codes.shape[1]

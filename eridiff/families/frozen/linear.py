@@ -1,0 +1,94 @@
+"""A linear layer with its weight in few bits; whatever the bits, a LoRA beside it trains the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eridiff.families.frozen import fp8, int8, nf4
+from eridiff.families.frozen.keep import Quantization, is_quantised
+
+Sides = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to keep a weight `[out, in]`.
+
+    Attributes:
+        pack: codes and scales of a weight.
+        dense: the float32 weight that codes and scales of these sides stand for.
+        product: `x @ weight.T`, differentiable in x.
+    """
+
+    pack: Callable[[Tensor], tuple[Tensor, Tensor]]
+    dense: Callable[[Tensor, Tensor, Sides], Tensor]
+    product: Callable[[Tensor, Tensor, Tensor, Sides], Tensor]
+
+
+FORMS: Mapping[Quantization, Form] = {
+    "int8": Form(int8.pack, int8.dense, int8.product),
+    "nf4": Form(nf4.pack, nf4.dense, nf4.product),
+    "fp8": Form(fp8.pack, fp8.dense, fp8.product),
+}
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer whose weight holds codes of `form`, its scales beside it.
+
+    Its names in a state dictionary are those of the layer that it stands for. Codes and scales are plain
+    tensors, so that whatever moves, hides or compiles a layer does so with this one.
+    """
+
+    scales: Tensor
+
+    def __init__(self, layer: nn.Linear, form: Quantization) -> None:
+        """Takes the sides of `layer`, without values: `take` brings them."""
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        self.form: Quantization = form
+        self.register_buffer("scales", torch.empty(0), persistent=False)
+        self.requires_grad_(False)
+
+    def take(self, weight: Tensor, device: torch.device) -> None:
+        """Packs a weight `[out, in]` where it lies, and keeps what comes of it on `device`."""
+        codes, scales = FORMS[self.form].pack(weight)
+        self.weight = nn.Parameter(codes.to(device), requires_grad=False)
+        self.scales = scales.to(device)
+
+    @property
+    def sides(self) -> Sides:
+        """Rows and columns of the weight."""
+        return self.out_features, self.in_features
+
+    def dense(self) -> Tensor:
+        """The weight that is multiplied by, `[out, in]` float32."""
+        return FORMS[self.form].dense(self.weight, self.scales, self.sides)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`input @ weight.T + bias` for an input `[..., in]`."""
+        found = FORMS[self.form].product(input, self.weight, self.scales, self.sides)
+        return found if self.bias is None else found + self.bias
+
+
+def quantise_linears(model: nn.Module, blocks: str, form: Quantization) -> None:
+    """Puts empty `FrozenLinear`s in the place of a model's layers that are kept in fewer bits.
+
+    Args:
+        model: without values, on the meta device.
+        blocks: regular expression of its repeated blocks' names.
+        form: how they are kept.
+    """
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, nn.Linear):
+            continue
+        if is_quantised(f"{name}.weight", (layer.out_features, layer.in_features), blocks, form):
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, FrozenLinear(layer, form))
+
+
+def is_frozen_in_few_bits(model: nn.Module) -> bool:
+    """Whether any of a model's layers is."""
+    return any(isinstance(module, FrozenLinear) for module in model.modules())
