@@ -122,12 +122,19 @@ def _attached(
         try:
             peft_reader.attach(state, denoiser, family, encoders)
             for layer in layers:
+                _lay_beside(layer)
                 layer.set_adapter(peft_reader.ADAPTER)
             yield
         finally:
             for layer in layers:
                 layer.set_adapter(ADAPTER)
                 layer.delete_adapter(peft_reader.ADAPTER)
+
+
+def _lay_beside(layer: Any) -> None:
+    """Moves a file's factors to the trained ones: peft puts them beside weights that may stay away."""
+    for factors in (layer.lora_A, layer.lora_B):
+        factors[peft_reader.ADAPTER].to(factors[ADAPTER].weight.device)
 
 
 @contextmanager

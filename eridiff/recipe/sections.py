@@ -48,6 +48,9 @@ class Model(Section):
     tokenizers: Path | None = None
     """Folder with `clip/` and `t5/` tokenizers, for bases that hold none; for sizes that an original file
     does not tell, also with `unet/config.json`, `vae/config.json`, ..."""
+    quantize: Literal["none", "int8", "nf4", "fp8"] = "none"
+    """What the frozen denoiser's linear layers are kept in while a LoRA is trained and evaluated. `int8` and
+    `nf4` save memory, `fp8` (on Ada, Hopper and newer) also time."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The family's own settings."""
 
@@ -170,6 +173,9 @@ class Train(Section):
     """Whether dropout empties the pooled embedding, too."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Save memory by computing activations twice; `auto` does so once a step does not fit without."""
+    offload: Share = 0.0
+    """Share of the denoiser's blocks whose weights stay in system memory and come to the GPU when they
+    compute; 1 for all. Costs time, changes no result."""
     compile: bool | Literal["auto"] = False
     """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU.
     Off until it has been measured on one: try it on a copy of your recipe."""

@@ -51,8 +51,7 @@ def compile_blocks(denoiser: nn.Module, kinds: Iterable[str], *, backend: str = 
     for block in blocks:
         key = (type(block), _widths(block))
         function = own.setdefault(key, _copy(type(block).forward, len(own)))
-        block.forward = MethodType(function, block)
-        block.compile(backend=backend, fullgraph=True)
+        block.forward = torch.compile(MethodType(function, block), backend=backend, fullgraph=True)
     return len(blocks)
 
 

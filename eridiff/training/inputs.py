@@ -22,7 +22,7 @@ VERSION = 2
 """Goes up when the same inputs would train another LoRA: order, draws, losses, initial weights."""
 
 _ID_LENGTH = 16
-_HOW_NOT_WHAT = {"gradient_checkpointing", "attention", "compile"}
+_HOW_NOT_WHAT = {"gradient_checkpointing", "offload", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
 _CAME_LATER: Mapping[str, Any] = {
     "loraplus_lr_ratio": 1.0,
@@ -75,6 +75,8 @@ class Inputs:
             "train": _deciding(recipe.train.model_dump(mode="json", exclude=_HOW_NOT_WHAT)),
             "file": recipe.save.dtype,
         }
+        if recipe.model.quantize != "none":  # runs of whole bases keep the names that they had
+            decides["quantize"] = recipe.model.quantize
         return Run(workspace(recipe).run_root(recipe.name), digest_json(decides)[:_ID_LENGTH])
 
     @property

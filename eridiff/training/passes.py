@@ -16,6 +16,7 @@ from eridiff.recipe import Train
 from eridiff.training.compiling import compile_blocks
 from eridiff.training.gradients import GradientBuffer
 from eridiff.training.graphs import Recorded
+from eridiff.training.offload import offload_blocks
 from eridiff.training.recompute import recompute
 from eridiff.training.step import Batch, losses
 
@@ -49,7 +50,11 @@ class Passes:
         compiled = device.type == "cuda" if settings.compile == "auto" else settings.compile
         if compiled:
             compile_blocks(denoiser, family.blocks)
-        self._recorded = Recorded(self._run, buffer, device) if compiled and device.type == "cuda" else None
+        if settings.offload:
+            offload_blocks(denoiser, family.checkpoint.blocks, settings.offload, device)
+        # Weights that come and go do so by Python, which a recording leaves out.
+        recorded = compiled and device.type == "cuda" and not settings.offload
+        self._recorded = Recorded(self._run, buffer, device) if recorded else None
 
     def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:
         """Sets the buffer to the gradients and losses of `batches`, each divided by `num_samples`.

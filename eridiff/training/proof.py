@@ -33,7 +33,7 @@ def prove(
     Raises:
         ModelError: the difference is more than rounding explains.
     """
-    device = next(job.denoiser.parameters()).device
+    device = next(iter(job.parameters.values())).device
     batch = job.batches.batch(0, job.order.batch(0).draws[:1]).to(device)
     noisy = job.family.objective.noised(batch.clean, batch.noise, batch.t)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from eridiff.training.offload import recomputes_itself
 
 
 @runtime_checkable
@@ -26,8 +27,11 @@ class Recomputing(Protocol):
         ...
 
 
-# Denoisers draw nothing, and a CUDA graph cannot keep the state of a random number generator.
-_recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+def _recompute(block: Callable[..., Any], *inputs: Any) -> Any:
+    if recomputes_itself(block):
+        return block(*inputs)
+    # Denoisers draw nothing, and a CUDA graph cannot keep the state of a random number generator.
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def recompute(denoiser: nn.Module) -> None:

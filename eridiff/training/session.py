@@ -19,6 +19,7 @@ from eridiff.devices import DTYPES
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import DataError
 from eridiff.families import live as live_text
+from eridiff.families.frozen.keep import Keep
 from eridiff.families.live import LiveText
 from eridiff.lora.encoders import NO_ENCODERS
 from eridiff.lora.export import resolve_format
@@ -101,10 +102,13 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
     text = inputs.text.store() if inputs.cached_encoders else None
     cached = open_cached(inputs.latents.store(), text, inputs.samples)
     family, train = family_of(recipe), recipe.train
-    denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype])
+    keep = Keep(recipe.model.quantize, train.offload)
+    denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype], keep=keep)
     live = _load_encoders(inputs, device) if inputs.encoders else None
     encoders = live.models if live else NO_ENCODERS
     injected = inject(denoiser, recipe.network, family, seed=train.seed, encoders=encoders)
+    for parameter in lora_state(denoiser).values():  # peft puts it beside weights that stay away
+        parameter.data = parameter.data.to(device)
     file_format = resolve_format(recipe.network.format, family)
     rehearse(injected, denoiser, family, file_format=file_format, encoders=encoders)
     for encoder in encoders.values():

@@ -308,3 +308,25 @@ def test_torchrun_with_two_processes_makes_one_run(root: tuple[Path, Path]) -> N
     ends = [checkpoint.load(folder_of(run_of(each), 6)).lora for each in (made, alone)]
     for name, value in ends[0].items():
         torch.testing.assert_close(value, ends[1][name], rtol=1e-2, atol=1e-4)
+
+
+def test_blocks_kept_in_system_memory_train_the_same_run_to_the_same_bytes(root: tuple[Path, Path]) -> None:
+    plain, away = chosen(root, runs="plain"), chosen(root, runs="away", train={"offload": 1.0})
+    assert run_of(plain).id == run_of(away).id
+    for made in (plain, away):
+        train.run(made)
+    wanted = checkpoint.load(folder_of(run_of(plain), 6))
+    found = checkpoint.load(folder_of(run_of(away), 6))
+    assert all(torch.equal(found.lora[name], wanted.lora[name]) for name in wanted.lora)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4", "fp8"])
+def test_a_base_in_few_bits_is_another_run_whose_file_passes_the_gate(
+    root: tuple[Path, Path], quantize: str
+) -> None:
+    made = chosen(root, model={"quantize": quantize}, train={"offload": 0.5})
+    assert run_of(made).id != run_of(chosen(root)).id
+    report = train.run(made)
+    assert run_of(made).sealed
+    lora = read_lora(Path(report.outputs["lora"]), family_of(made))
+    assert any(adapter.up.any() for adapter in lora.layers.values()), "it learnt"

@@ -15,6 +15,7 @@ from eridiff.demo.architecture import save_random_base
 from eridiff.demo.sizes import DEMO, TINY, BaseSize
 from eridiff.families.base import ModelFamily
 from eridiff.families.checkpoints.base import Base, resolve
+from eridiff.families.frozen.keep import PLAIN, Keep
 from eridiff.recipe import Model
 from eridiff.store.parts import Item, TensorStore
 from eridiff.store.snapshots import Sample, text_key
@@ -130,17 +131,17 @@ def any_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def make_denoiser(
-    world: World, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+    world: World, device: torch.device = CPU, dtype: torch.dtype = torch.float32, keep: Keep = PLAIN
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """A fresh denoiser with a LoRA on its attention, whose product is not zero, and the LoRA's parameters."""
-    denoiser = world.family.load_denoiser(world.base, device=device, dtype=dtype)
+    denoiser = world.family.load_denoiser(world.base, device=device, dtype=dtype, keep=keep)
     config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         inject_adapter_in_model(config, denoiser)
         parameters = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         for name, parameter in parameters.items():
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.float().to(device)
             if "lora_B" in name:
                 parameter.data.copy_(0.02 * torch.randn(parameter.shape))
     return denoiser, parameters
