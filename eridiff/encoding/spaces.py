@@ -149,7 +149,7 @@ def _digests(base: Base, components: tuple[str, ...], digest: Callable[[Path], s
     return {name: sorted(digest(path) for path in base.files(name)) for name in components}
 
 
-def _note(recipe: Recipe, kind: Kind, made_how: Mapping[str, Any]) -> AnyPath:
+def _note(recipe: Recipe, kind: Kind, made_how: Mapping[str, Any]) -> Path:
     base = recipe.model.model_dump(mode="json", exclude={"options", "quantize"})
     name = digest_json({"kind": kind, "base": base, "made_how": dict(made_how)})[:_LENGTH]
     return workspace(recipe).data / "spaces" / f"{name}.json"
