@@ -25,12 +25,13 @@ class EridiffError(Exception):
         self,
         what: str,
         *,
-        where: str | Path | None = None,
+        where: object = None,
         found: object = None,
         wanted: object = None,
         fix: str | None = None,
     ) -> None:
-        self.what, self.where, self.found, self.wanted, self.fix = what, where, found, wanted, fix
+        place = where if where is None or isinstance(where, Path) else str(where)
+        self.what, self.where, self.found, self.wanted, self.fix = what, place, found, wanted, fix
         super().__init__(what)
 
     def __str__(self) -> str:
@@ -72,6 +73,10 @@ class StoreError(EridiffError):
     """What the pipeline keeps on disk is damaged, or cannot be written."""
 
     exit_code = 4
+
+
+class Unreachable(StoreError):  # noqa: N818 - a state of the world, not a fault in a file
+    """Storage elsewhere does not answer, or refuses; it may pass, and nothing was lost."""
 
 
 class ModelError(EridiffError):

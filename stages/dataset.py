@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from eridiff.demo.dataset import folder_of
+from eridiff.encoding.spaces import workspace
 from eridiff.recipe import Recipe
 from eridiff.store import snapshots
 from eridiff.store.snapshots import Snapshot
-from eridiff.store.workspace import Workspace
-
-
-def workspace(recipe: Recipe) -> Workspace:
-    """Where everything of a recipe lies."""
-    return Workspace(recipe.storage.data, recipe.storage.runs)
 
 
 def folders(recipe: Recipe) -> list[Path]:
@@ -22,13 +17,13 @@ def folders(recipe: Recipe) -> list[Path]:
     Raises:
         DataError: one is said to be built in, and is not.
     """
-    return [folder_of(dataset.folder_path, recipe.storage.data) for dataset in recipe.datasets]
+    return [folder_of(dataset.folder_path, workspace(recipe).own) for dataset in recipe.datasets]
 
 
 def dataset_key(recipe: Recipe) -> str:
     """The key of a recipe's dataset: a digest of the sections that decide its snapshot."""
     datasets = [
-        {**dataset.model_dump(mode="json"), "folder_path": str(folder.absolute())}
+        {**dataset.model_dump(mode="json"), "folder_path": _named(dataset.folder_path, folder)}
         for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True)
     ]
     return snapshots.dataset_key(
@@ -38,6 +33,11 @@ def dataset_key(recipe: Recipe) -> str:
             "trigger_word": recipe.trigger_word,
         }
     )
+
+
+def _named(folder_path: Path, folder: Path) -> str:
+    """What a dataset is known by: a built-in one by its name, wherever it is drawn."""
+    return str(folder.absolute() if folder == folder_path else folder_path)
 
 
 def current_snapshot(recipe: Recipe) -> Snapshot:

@@ -7,13 +7,13 @@ snapshot. All but the scan is a function of the files alone: a run that was kill
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from pathlib import Path
 
 from eridiff.demo.dataset import ensure, is_begun, num_undrawn
 from eridiff.errors import DataError, Interrupted, StoreError
@@ -23,7 +23,8 @@ from eridiff.images.scan import Examine, ScanCache, examine_caption, examine_ima
 from eridiff.images.shards import Shard, write_shard
 from eridiff.images.sources import Source
 from eridiff.recipe import Recipe
-from eridiff.store.files import atomic_path, remove_abandoned, write_json
+from eridiff.store.files import atomic_path, remove_abandoned, write_atomic, write_json
+from eridiff.store.paths import AnyPath, arrow_source, sizes_in
 from eridiff.store.snapshots import Snapshot, current, dataset_folder, diff, save_current
 from stages.dataset import dataset_key, folders, workspace
 from stages.layout import Layout, lay_out
@@ -50,7 +51,7 @@ def plan(recipe: Recipe) -> StagePlan:
     found = _discover(recipe)
     known = _known(recipe)
     unread = _unread(found, known)
-    undrawn = sum(num_undrawn(dataset.folder_path, recipe.storage.data) for dataset in recipe.datasets)
+    undrawn = sum(num_undrawn(dataset.folder_path, workspace(recipe).own) for dataset in recipe.datasets)
     if unread or undrawn:
         images = [source for source, examine in unread if examine is examine_image]
         captions = len(unread) - len(images)
@@ -118,14 +119,14 @@ def run(recipe: Recipe) -> StageReport:
     )
 
 
-def _folder(recipe: Recipe) -> Path:
+def _folder(recipe: Recipe) -> AnyPath:
     return dataset_folder(workspace(recipe).datasets, dataset_key(recipe))
 
 
 def _draw(recipe: Recipe) -> None:
     """Draws what is missing of the datasets that are built in."""
     for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True):
-        if count := ensure(dataset.folder_path, recipe.storage.data):
+        if count := ensure(dataset.folder_path, workspace(recipe).own):
             logger.info("ingest: drew %d images into %s", count, folder)
 
 
@@ -133,7 +134,7 @@ def _discover(recipe: Recipe) -> list[Discovery]:
     """What each dataset holds: nothing, where all of a built-in one is still to be drawn."""
     return [
         discover(folder, caption_endings=dataset.caption_ext)
-        if is_begun(dataset.folder_path, recipe.storage.data)
+        if is_begun(dataset.folder_path, workspace(recipe).own)
         else Discovery()
         for dataset, folder in zip(recipe.datasets, folders(recipe), strict=True)
     ]
@@ -142,7 +143,8 @@ def _discover(recipe: Recipe) -> list[Discovery]:
 def _known(recipe: Recipe) -> ScanCache:
     """What the dataset's last scan found out; before its first, what other datasets' did."""
     own = _folder(recipe) / "scan.parquet"
-    return ScanCache([own] if own.exists() else sorted(workspace(recipe).datasets.glob("*/scan.parquet")))
+    files = [own] if own.exists() else sorted(workspace(recipe).datasets.glob("*/scan.parquet"))
+    return ScanCache(map(arrow_source, files))
 
 
 def _unread(found: Sequence[Discovery], known: ScanCache) -> list[tuple[Source, Examine]]:
@@ -156,7 +158,7 @@ def _unread(found: Sequence[Discovery], known: ScanCache) -> list[tuple[Source, 
     return list(work.values())
 
 
-def _read(found: Sequence[Discovery], known: ScanCache, scan_path: Path, stop: StopFlag) -> None:
+def _read(found: Sequence[Discovery], known: ScanCache, scan_path: AnyPath, stop: StopFlag) -> None:
     """Scans what is new or edited; keeps what was learnt every few seconds and however it ends."""
     work = _unread(found, known)
     if not work and scan_path.exists():
@@ -165,8 +167,9 @@ def _read(found: Sequence[Discovery], known: ScanCache, scan_path: Path, stop: S
     sources = [source for image in images for source in (image.image, image.caption) if source is not None]
 
     def save() -> float:
-        with atomic_path(scan_path) as temporary:
-            known.save(temporary, sources)
+        buffer = io.BytesIO()
+        known.save(buffer, sources)
+        write_atomic(scan_path, buffer.getbuffer())
         return time.monotonic()
 
     saved, num_bytes = time.monotonic(), 0
@@ -186,15 +189,11 @@ def _read(found: Sequence[Discovery], known: ScanCache, scan_path: Path, stop: S
 
 
 def _missing_shards(recipe: Recipe, layout: Layout) -> list[Shard]:
-    folder = workspace(recipe).images
-    try:
-        sizes = {entry.name: entry.stat().st_size for entry in folder.iterdir()}
-    except FileNotFoundError:
-        sizes = {}
+    sizes = sizes_in(workspace(recipe).images)
     return [shard for shard in layout.shards if sizes.get(shard.name) != shard.num_bytes]
 
 
-def _write(folder: Path, shards: Sequence[Shard], stop: StopFlag) -> int:
+def _write(folder: AnyPath, shards: Sequence[Shard], stop: StopFlag) -> int:
     """Writes shards, each whole or not at all; returns the number of bytes."""
     if not shards:
         return 0
@@ -249,7 +248,7 @@ def _num_changed(before: Snapshot | None, after: Snapshot, rewritten: Sequence[S
     return sum(sample.shard in names for sample in after.samples)
 
 
-def _tell(layout: Layout, report_path: Path) -> None:
+def _tell(layout: Layout, report_path: AnyPath) -> None:
     """Shows how the buckets are filled and what was left out, and writes it beside the snapshot."""
     snapshot = layout.snapshot
     rows = bucket_rows(snapshot.samples)

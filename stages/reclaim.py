@@ -12,6 +12,7 @@ from eridiff.recipe import Recipe
 from eridiff.registry import Registry, Verdict, names
 from eridiff.store.files import read_json
 from eridiff.store.garbage import Garbage, InUse, find_garbage
+from eridiff.store.paths import AnyPath
 from eridiff.store.runs import Run, latest
 from eridiff.store.workspace import Workspace
 from stages import pipeline
@@ -74,7 +75,7 @@ def all_runs(root: Path) -> Iterator[Run]:
         yield Run(path.parents[1], path.parent.name)
 
 
-def current_snapshots(datasets: Path) -> Iterator[str]:
+def current_snapshots(datasets: AnyPath) -> Iterator[str]:
     """Ids of the current snapshots of all datasets."""
     for pointer in sorted(datasets.glob("*/current.json")):
         yield read_json(pointer, fix="run `eridiff ingest` with its recipe")["snapshot"]

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from eridiff.encoding.spaces import workspace
 from eridiff.errors import RecipeError, StoreError
 from eridiff.recipe import Recipe
 from eridiff.store.garbage import remove
@@ -37,7 +38,9 @@ Settings = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Pool = Annotated[str, typer.Option(help="The process pool that deployments name.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Flow runs at a time on this machine.")]
-Data = Annotated[Path, typer.Option(help="The folder of shards, latents and embeddings.")]
+Data = Annotated[
+    Path, typer.Option(help="The folder of shards, latents and embeddings; name a recipe where it is a URL.")
+]
 Runs = Annotated[Path, typer.Option(help="The folder of runs.")]
 RegistryFolder = Annotated[Path, typer.Option(help="The folder of champions.")]
 
@@ -162,11 +165,10 @@ def worker(
 
 
 def _places(recipes: list[Recipe], data: Path, runs: Path, registry: Path) -> Places:
-    kept = {(recipe.storage.data, recipe.storage.runs, recipe.storage.registry) for recipe in recipes}
+    kept = {Places(workspace(recipe), recipe.storage.registry) for recipe in recipes}
     if len(kept) > 1:
         raise RecipeError("These recipes have different storage.", fix="name those of one storage at a time")
-    data, runs, registry = next(iter(kept), (data, runs, registry))
-    return Places(Workspace(data, runs), registry)
+    return next(iter(kept), Places(Workspace(data, runs), registry))
 
 
 def _print_json(value: object) -> None:

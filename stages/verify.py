@@ -11,6 +11,7 @@ from eridiff.errors import EridiffError
 from eridiff.images.shards import read_images
 from eridiff.registry import Registry, names
 from eridiff.store.parts import TensorStore
+from eridiff.store.paths import folders_in, opened_anew
 from eridiff.store.snapshots import Snapshot
 from eridiff.store.tensorfile import holds_tensors
 from eridiff.store.workspace import Workspace
@@ -53,13 +54,13 @@ def _faulty_datasets(place: Workspace) -> Iterator[Fault]:
 
 def _read_all(place: Workspace, snapshot: Snapshot) -> None:
     with progress("images", len(snapshot.samples)) as meter:
-        for _ in read_images(place.images, snapshot.samples):
+        for _ in read_images(place.images, snapshot.samples, opened=opened_anew):
             meter.advance()
 
 
 def _faulty_stores(place: Workspace) -> Iterator[Fault]:
     for root in (place.latents, place.text):
-        for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        for folder in folders_in(root):
             for damage in TensorStore(root, folder.name).verify():
                 where = f"{folder}, part {damage.part}" + (f", item {damage.key}" if damage.key else "")
                 yield Fault(where, damage.reason, "run `eridiff precompute` with its recipe")

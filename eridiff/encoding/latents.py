@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from eridiff.encoding.wanted import LatentJob
 from eridiff.families.base import ModelFamily, Moments
 from eridiff.images.formats import UnusableImage
 from eridiff.store.parts import Item
+from eridiff.store.paths import AnyPath
 from eridiff.tensors import to_stored
 
 NOT_FINITE = "its latents are not finite, in float32 either"
@@ -79,7 +79,7 @@ class LatentEncoder:
 
 
 def encode_latents(
-    encoder: LatentEncoder, images: Path, jobs: Sequence[LatentJob], *, batch_size: int
+    encoder: LatentEncoder, images: AnyPath, jobs: Sequence[LatentJob], *, batch_size: int
 ) -> Iterator[Mapping[str, Item | str]]:
     """Latents of jobs, batch after batch: for each key the item, or the reason why there is none.
 

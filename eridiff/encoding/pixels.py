@@ -6,7 +6,6 @@ import os
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -14,12 +13,13 @@ from eridiff.encoding.wanted import LatentJob
 from eridiff.images.decode import decode_rgb, resize_and_crop, to_pixels
 from eridiff.images.formats import UnusableImage
 from eridiff.images.shards import read_images
+from eridiff.store.paths import AnyPath, opened_here
 
 _MOST_THREADS = 8
 
 
 def read_pixels(
-    images: Path, jobs: Sequence[LatentJob], *, ahead: int
+    images: AnyPath, jobs: Sequence[LatentJob], *, ahead: int
 ) -> Generator[np.ndarray | UnusableImage, None, None]:
     """For each job, in order, its crop `[3, H, W]` float32 in [-1, 1], or why there is none.
 
@@ -31,7 +31,7 @@ def read_pixels(
     Raises:
         StoreError: a shard is missing or damaged.
     """
-    sources = read_images(images, [job.sample for job in jobs])
+    sources = read_images(images, [job.sample for job in jobs], opened=opened_here)
     num_threads = min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(num_threads, "decode") as threads:
         waiting: deque[Future[np.ndarray | UnusableImage]] = deque()

@@ -21,6 +21,7 @@ from eridiff.images.decode import PIXEL_RULES
 from eridiff.recipe import Recipe
 from eridiff.store.files import FileDigests, digest_json, read_json, write_json
 from eridiff.store.parts import TensorStore
+from eridiff.store.paths import AnyPath, path_at
 from eridiff.store.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Space:
     """
 
     kind: Kind
-    root: Path
+    root: AnyPath
     description: Mapping[str, Any]
 
     @property
@@ -57,8 +58,19 @@ class Space:
 
 
 def workspace(recipe: Recipe) -> Workspace:
-    """Where everything of a recipe lies."""
-    return Workspace(recipe.storage.data, recipe.storage.runs)
+    """Where everything of a recipe lies.
+
+    Raises:
+        RecipeError: nothing installed reaches its storage.
+    """
+    storage = recipe.storage
+    data = path_at(
+        storage.data,
+        cache=storage.cache,
+        max_bytes=int(storage.cache_gb * 1e9),
+        options=storage.options,
+    )
+    return Workspace(data, storage.runs, storage.cache)
 
 
 def family_of(recipe: Recipe) -> ModelFamily:
@@ -110,7 +122,7 @@ def remember(recipe: Recipe, space: Space) -> None:
         write_json(note, dict(space.description))
 
 
-def remembered(data: Path) -> frozenset[str]:
+def remembered(data: AnyPath) -> frozenset[str]:
     """Digests of all spaces that recipes mean, as `remember` noted them below a `data` folder."""
     notes = (data / "spaces").glob("*.json")
     return frozenset(digest_json(read_json(note, fix=_FIX_NOTE))[:_LENGTH] for note in notes)
@@ -149,7 +161,7 @@ def _digests(base: Base, components: tuple[str, ...], digest: Callable[[Path], s
     return {name: sorted(digest(path) for path in base.files(name)) for name in components}
 
 
-def _note(recipe: Recipe, kind: Kind, made_how: Mapping[str, Any]) -> Path:
+def _note(recipe: Recipe, kind: Kind, made_how: Mapping[str, Any]) -> AnyPath:
     base = recipe.model.model_dump(mode="json", exclude={"options", "quantize"})
     name = digest_json({"kind": kind, "base": base, "made_how": dict(made_how)})[:_LENGTH]
     return workspace(recipe).data / "spaces" / f"{name}.json"

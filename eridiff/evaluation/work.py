@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from eridiff.encoding.spaces import base_of, family_of, latent_space, text_space
+from eridiff.encoding.spaces import base_of, family_of, latent_space, text_space, workspace
 from eridiff.encoding.wanted import negative_prompt, sample_prompts, usable_samples
 from eridiff.evaluation.holdout import HoldoutGrid, holdout_grid
 from eridiff.evaluation.pictures import LoraFile, Picture, Settings, all_pictures
@@ -18,7 +18,6 @@ from eridiff.store.parts import TensorStore
 from eridiff.store.runs import Run
 from eridiff.store.snapshots import Snapshot
 from eridiff.store.tensorfile import digest_tensors
-from eridiff.store.workspace import Workspace
 
 BASE = "base"
 
@@ -111,7 +110,7 @@ def gather(recipe: Recipe, run: Run, snapshot: Snapshot) -> Work:
         ModelError: the base lacks the denoiser or the VAE.
         RecipeError: a prompt asks for a trigger word that there is none of.
     """
-    digests = FileDigests(Workspace(recipe.storage.data, recipe.storage.runs).digests)
+    digests = FileDigests(workspace(recipe).digests)
     latents, text = latent_space(recipe).store(), text_space(recipe).store()
     usable = usable_samples(snapshot.holdout, latents.quarantined(), text.quarantined())
     wanted = recipe.validation

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -93,10 +94,11 @@ class ScanCache:
     """What is known about sources, looked up by place and believed while their state is the same.
 
     Args:
-        files: Parquet files that `save` wrote, the most trusted last; absent or outdated ones are skipped.
+        files: Parquet files that `save` wrote, the most trusted last, as paths or as open files; absent or
+            outdated ones are skipped.
     """
 
-    def __init__(self, files: Iterable[Path] = ()) -> None:
+    def __init__(self, files: Iterable[Path | pa.NativeFile] = ()) -> None:
         self._rows = {(row.path, row.offset): row for file in files for row in _load(file)}
         self._fleeting: dict[tuple[str, int], Scanned] = {}
 
@@ -137,12 +139,12 @@ class ScanCache:
             scanned.problem,
         )
 
-    def save(self, path: Path, sources: Iterable[Source]) -> None:
+    def save(self, file: Path | BinaryIO, sources: Iterable[Source]) -> None:
         """Writes what is known about `sources` to a Parquet file, sorted by place."""
         places = {_place(source) for source in sources}
         rows = [self._rows[place] for place in sorted(places & self._rows.keys())]
         columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-        pq.write_table(pa.table(columns, schema=_SCHEMA), path, compression="zstd")
+        pq.write_table(pa.table(columns, schema=_SCHEMA), file, compression="zstd")
 
 
 def examine_image(source: Source) -> Scanned:
@@ -214,7 +216,7 @@ def _place(source: Source) -> tuple[str, int]:
     return escaped(source.path), source.offset
 
 
-def _load(file: Path) -> Iterator[_Row]:
+def _load(file: Path | pa.NativeFile) -> Iterator[_Row]:
     try:
         table = pq.read_table(file, memory_map=True)
     except (FileNotFoundError, pa.ArrowInvalid):  # a cache: once damaged, re-made from the files

@@ -16,10 +16,12 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from eridiff.errors import DataError, StoreError
 from eridiff.images.sources import READ_FLAGS, Source, read_source
@@ -160,7 +162,20 @@ class InShard(Protocol):
 Sample = TypeVar("Sample", bound=InShard)
 
 
-def read_images(folder: Path, samples: Iterable[Sample]) -> Iterator[tuple[Sample, bytes]]:
+class Folder(Protocol):
+    """Where shards lie: a path, or something that `opened` makes one of."""
+
+    def __truediv__(self, name: str, /) -> Any:
+        """A file in it."""
+        ...
+
+
+def read_images(
+    folder: Folder,
+    samples: Iterable[Sample],
+    *,
+    opened: Callable[[Any], AbstractContextManager[Path]] = nullcontext,
+) -> Iterator[tuple[Sample, bytes]]:
     """Each sample with the bytes of its image file, in the order given, proved by their digest.
 
     Only what is asked for is read. Samples sorted by shard and content are read from front to back.
@@ -168,25 +183,37 @@ def read_images(folder: Path, samples: Iterable[Sample]) -> Iterator[tuple[Sampl
     Args:
         folder: where the shards lie.
         samples: the samples wanted.
+        opened: gives a path on this machine to read a shard at, as long as its block lasts.
 
     Raises:
         StoreError: a shard is missing or damaged.
     """
     places: dict[str, dict[str, tuple[int, int]]] = {}
-    for sample in samples:
-        path = folder / sample.shard
-        if sample.shard not in places:
-            places[sample.shard] = _index(path)
-        place = places[sample.shard].get(sample.content[:KEY_DIGITS])
-        if place is None:
-            raise _damaged(path, f"no image {sample.content[:KEY_DIGITS]}")
-        data = _read_at(path, *place)
-        if hashlib.sha256(data).hexdigest() != sample.content:
-            raise _damaged(path, f"other bytes for image {sample.content[:KEY_DIGITS]}")
-        yield sample, data
+    for name, group in groupby(samples, key=lambda sample: sample.shard):
+        shard = folder / name
+        try:
+            with opened(shard) as path:
+                if name not in places:
+                    places[name] = _index(path, shard)
+                for sample in group:
+                    yield sample, _image(path, shard, places[name], sample.content)
+        except FileNotFoundError as error:
+            raise StoreError(
+                "An image shard is missing.", where=shard, fix="run `eridiff ingest` again"
+            ) from error
 
 
-def _index(path: Path) -> dict[str, tuple[int, int]]:
+def _image(path: Path, shard: object, places: Mapping[str, tuple[int, int]], content: str) -> bytes:
+    place = places.get(content[:KEY_DIGITS])
+    if place is None:
+        raise _damaged(shard, f"no image {content[:KEY_DIGITS]}")
+    data = _read_at(path, *place)
+    if hashlib.sha256(data).hexdigest() != content:
+        raise _damaged(shard, f"other bytes for image {content[:KEY_DIGITS]}")
+    return data
+
+
+def _index(path: Path, shard: object) -> dict[str, tuple[int, int]]:
     """Offset and size of each image in a shard, by key."""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -195,12 +222,8 @@ def _index(path: Path) -> dict[str, tuple[int, int]]:
                 for member in tar
                 if not member.name.endswith(".txt")
             }
-    except FileNotFoundError as error:
-        raise StoreError(
-            "An image shard is missing.", where=path, fix="run `eridiff ingest` again"
-        ) from error
     except tarfile.TarError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(shard, str(error)) from error
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:
@@ -213,6 +236,6 @@ def _read_at(path: Path, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
-def _damaged(path: Path, found: str) -> StoreError:
+def _damaged(shard: object, found: str) -> StoreError:
     fix = "delete that file and run `eridiff ingest` again"
-    return StoreError("An image shard is damaged.", where=path, found=found, fix=fix)
+    return StoreError("An image shard is damaged.", where=shard, found=found, fix=fix)

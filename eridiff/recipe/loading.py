@@ -43,6 +43,8 @@ _OTHER_TRAINERS = {
     "negative_prompt": "neg",
 }
 """What other trainers call our keys, for the hint only."""
+_BRANCHES = ("str", "constrained-str", "int", "float", "BaseParts")
+"""What pydantic calls the branches of a union, in the places of its errors."""
 
 
 def load(
@@ -240,7 +242,7 @@ def _without_union_noise(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _is_branch(part: str | int) -> bool:
-    return isinstance(part, str) and (part in ("str", "int", "float", "BaseParts") or "[" in part)
+    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
 
 
 def _fault(
@@ -259,9 +261,8 @@ def _fault(
         )
     if error["type"] == "missing":
         return RecipeError(f"The key {key!r} is missing.", where=where, fix=f"add {key}")
-    return RecipeError(
-        f"{key!r} cannot be this.", where=where, found=repr(error["input"]), wanted=error["msg"]
-    )
+    found = None if error["type"] == "secret" else repr(error["input"])
+    return RecipeError(f"{key!r} cannot be this.", where=where, found=found, wanted=error["msg"])
 
 
 def _one_line(error: RecipeError) -> str:

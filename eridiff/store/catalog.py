@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from eridiff.store.files import digest_bytes, write_atomic
+from eridiff.store.paths import AnyPath, contents
 from eridiff.store.tensorfile import Extent, Statistics
 
 logger = logging.getLogger(__name__)
@@ -164,29 +164,30 @@ def part_id(index: bytes) -> str:
     return digest_bytes(index)[:_ID_LENGTH]
 
 
-def read_index(path: Path) -> pa.Table:
+def read_index(part: str, data: bytes) -> pa.Table:
     """The rows of a part's index, in the columns of a merged table.
 
     Raises:
-        ValueError: the bytes are not those that the file's name promises.
+        ValueError: the bytes are not those that the part's name promises.
     """
-    data = path.read_bytes()
-    if part_id(data) != path.stem:
+    if part_id(data) != part:
         raise ValueError(f"digest {part_id(data)} is not the one in the name")
     table = pq.ParquetFile(pa.BufferReader(data)).read(columns=_PLACE_COLUMNS, use_threads=False)
     if "crc32" not in table.column_names:  # format 1
         table = table.append_column("crc32", pa.nulls(table.num_rows, pa.uint32()))
-    part = pa.repeat(pa.scalar(path.stem, pa.string()), table.num_rows)
-    return table.add_column(0, "part", part).replace_schema_metadata(None)
+    names = pa.repeat(pa.scalar(part, pa.string()), table.num_rows)
+    return table.add_column(0, "part", names).replace_schema_metadata(None)
 
 
-def read_indexes(paths: Sequence[Path]) -> tuple[pa.Table, dict[str, str]]:
+def read_indexes(paths: Sequence[AnyPath]) -> tuple[pa.Table, dict[str, str]]:
     """Merged rows of the parts whose index is whole, and the reasons of those that are not, by part."""
     tables = [NO_ROWS]
     damaged: dict[str, str] = {}
-    for path in paths:
+    for path, found in contents(paths):
         try:
-            tables.append(read_index(path))
+            if isinstance(found, OSError):
+                raise found
+            tables.append(read_index(path.stem, found))
         except FileNotFoundError:  # set aside by another process meanwhile
             continue
         except (ValueError, OSError, pa.ArrowException) as error:
@@ -195,7 +196,7 @@ def read_indexes(paths: Sequence[Path]) -> tuple[pa.Table, dict[str, str]]:
     return pa.concat_tables(tables), damaged
 
 
-def read_merged(folder: Path) -> pa.Table:
+def read_merged(folder: AnyPath) -> pa.Table:
     """The newest whole merged table in `folder`; an empty one where there is none."""
     for path in _merged_files(folder):
         try:
@@ -209,7 +210,7 @@ def read_merged(folder: Path) -> pa.Table:
     return NO_ROWS
 
 
-def write_merged(folder: Path, table: pa.Table) -> None:
+def write_merged(folder: AnyPath, table: pa.Table) -> None:
     """Keeps a merged table in `folder` and removes the older ones."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _MERGED_SCHEMA) as writer:
@@ -224,8 +225,8 @@ def write_merged(folder: Path, table: pa.Table) -> None:
                 old.unlink()
 
 
-def _merged_files(folder: Path) -> list[Path]:
-    def changed_ns(path: Path) -> int:
+def _merged_files(folder: AnyPath) -> list[AnyPath]:
+    def changed_ns(path: AnyPath) -> int:
         try:
             return path.stat().st_mtime_ns
         except FileNotFoundError:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import StoreError
+from eridiff.store.faults import cannot_write
+from eridiff.store.paths import AnyPath
+from eridiff.store.remote import RemotePath
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY_SUFFIX = ".tmp"
 """Names of files being written are `.<name>.<random>.tmp`: readers pass over them."""
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORTH_A_LINE_BYTES = 1_000_000_000
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this before it was read may change again without a new mtime."""
@@ -57,21 +57,26 @@ def digest_json(value: Any) -> str:
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends, whole and on disk.
+def atomic_path(path: str | AnyPath) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends, whole and on disk.
 
-    The file is flushed to the disk, renamed, and the folder flushed. If the block raises, the temporary file
-    is removed and `path` stays as it was. A process killed on the way leaves a `.*.tmp` file that no reader
-    looks at (see `remove_abandoned`).
+    The file beside `path` is flushed to disk, renamed, and the folder flushed. If the block raises, the
+    temporary file is removed and `path` stays as it was. A process killed on the way leaves a `.*.tmp` file
+    that no reader looks at (see `remove_abandoned`). A file elsewhere is put there whole, and a copy of it
+    stays in the cache: only files that never change under their name are to be written so.
 
     Raises:
-        StoreError: the disk is full, or a quota is reached.
+        StoreError: the disk is full, a quota is reached, or writing there is not allowed.
     """
+    if isinstance(path, RemotePath):
+        with path.staged() as temporary:
+            yield temporary
+        return
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
     size = 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         size = temporary.stat().st_size
         _flush(temporary)
@@ -80,33 +85,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             size = size or temporary.stat().st_size
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _disk_full(path, size) from error
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (told := cannot_write(error, path, size)):
+            raise told from error
         raise
 
 
-def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> None:
+def write_atomic(path: str | AnyPath, data: bytes | bytearray | memoryview) -> None:
     """Writes `data` to `path` so that the file is whole or as it was before.
 
     Raises:
-        StoreError: the disk is full; it names the path and the number of bytes.
+        StoreError: the disk is full, a quota is reached, or writing there is not allowed; it names the path
+            and the number of bytes.
     """
+    if isinstance(path, RemotePath):
+        path.write_bytes(data)
+        return
     path = Path(path)
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
     except StoreError as error:
-        raise _disk_full(path, len(data)) from error.__cause__
+        if isinstance(error.__cause__, OSError) and (told := cannot_write(error.__cause__, path, len(data))):
+            raise told from error.__cause__
+        raise
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | AnyPath, value: Any) -> None:
     """Writes a JSON-able value to `path` for people to read, whole or not at all."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     write_atomic(path, f"{text}\n".encode())
 
 
-def read_json(path: str | Path, *, fix: str) -> Any:
+def read_json(path: str | AnyPath, *, fix: str) -> Any:
     """The value in a JSON file of the pipeline's own.
 
     Args:
@@ -116,7 +128,7 @@ def read_json(path: str | Path, *, fix: str) -> Any:
     Raises:
         StoreError: it is absent, or no JSON.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -125,7 +137,7 @@ def read_json(path: str | Path, *, fix: str) -> Any:
         ) from error
 
 
-def remove_abandoned(folder: Path, *, older_than_s: float = 86_400.0) -> int:
+def remove_abandoned(folder: AnyPath, *, older_than_s: float = 86_400.0) -> int:
     """Removes temporary files in `folder` that a killed process left behind; returns how many.
 
     Files younger than `older_than_s` may belong to a process at work and stay.
@@ -193,14 +205,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _disk_full(path: Path, num_bytes: int) -> StoreError:
-    free = shutil.disk_usage(path.parent).free
-    return StoreError(
-        "The disk is full: nothing was written.",
-        where=path,
-        found=f"{free} bytes free",
-        wanted=f"at least {num_bytes} bytes",
-        fix="free some space or point storage at another disk, then run the same command again",
-    )

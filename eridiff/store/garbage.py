@@ -6,14 +6,14 @@ only protects what a process at work may have written a moment ago.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from eridiff.store.parts import TensorStore
+from eridiff.store.paths import AnyPath, folders_in
+from eridiff.store.paths import remove as remove_path
 from eridiff.store.snapshots import Snapshot, text_key
 from eridiff.store.workspace import Workspace
 
@@ -45,7 +45,7 @@ class Garbage:
 
     what: str
     why: str
-    paths: tuple[Path, ...]
+    paths: tuple[AnyPath, ...]
 
     @property
     def nbytes(self) -> int:
@@ -83,27 +83,24 @@ def find_garbage(place: Workspace, used: InUse, *, min_age_s: float) -> list[Gar
 def remove(garbage: Iterable[Garbage]) -> None:
     """Removes it; what is gone already is no error."""
     for path in (path for one in garbage for path in one.paths):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove_path(path)
 
 
-def _snapshots(files: dict[str, Path], used: InUse) -> Iterator[Garbage]:
+def _snapshots(files: dict[str, AnyPath], used: InUse) -> Iterator[Garbage]:
     for name, path in files.items():
         if name not in used.snapshots:
             report = path.with_suffix(".report.json")
             yield Garbage("snapshot", "superseded, and no kept run was made of it", (path, report))
 
 
-def _shards(images: Path, used: set[str]) -> Iterator[Garbage]:
+def _shards(images: AnyPath, used: set[str]) -> Iterator[Garbage]:
     for path in sorted(images.glob("*.tar")):
         if path.name not in used:
             yield Garbage("image shard", "no snapshot in use names it", (path,))
 
 
-def _parts(root: Path, what: str, used: InUse, keys: frozenset[str]) -> Iterator[Garbage]:
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+def _parts(root: AnyPath, what: str, used: InUse, keys: frozenset[str]) -> Iterator[Garbage]:
+    for folder in folders_in(root):
         if folder.name not in used.spaces:
             yield Garbage(what, "a space that no recipe or run means any more", (folder,))
             continue
@@ -115,11 +112,11 @@ def _parts(root: Path, what: str, used: InUse, keys: frozenset[str]) -> Iterator
                 )
 
 
-def _old(paths: tuple[Path, ...], min_age_s: float) -> bool:
+def _old(paths: tuple[AnyPath, ...], min_age_s: float) -> bool:
     return all(time.time() - _newest(path) >= min_age_s for path in paths)
 
 
-def _newest(path: Path) -> float:
+def _newest(path: AnyPath) -> float:
     times = [0.0]
     for file in _files(path):
         with suppress(FileNotFoundError):
@@ -127,7 +124,7 @@ def _newest(path: Path) -> float:
     return max(times)
 
 
-def _size(path: Path) -> int:
+def _size(path: AnyPath) -> int:
     total = 0
     for file in _files(path):
         with suppress(FileNotFoundError):
@@ -135,5 +132,5 @@ def _size(path: Path) -> int:
     return total
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: AnyPath) -> Iterator[AnyPath]:
     return path.rglob("*") if path.is_dir() else iter((path,))

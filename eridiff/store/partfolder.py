@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from eridiff.store.catalog import (
     write_merged,
 )
 from eridiff.store.files import atomic_path, remove_abandoned, write_atomic
+from eridiff.store.paths import AnyPath, move, sizes_in
 from eridiff.store.tensorfile import Extent, StoredTensor, write_tensors
 
 _MERGE_AT_LEAST = 64
@@ -41,7 +41,7 @@ class PartFolder:
         folder: the store's folder; parts lie in `parts/` below it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.folder, self.parts = folder, folder / "parts"
         self._table: pa.Table | None = None
         self._ends: dict[str, int] = {}
@@ -50,21 +50,17 @@ class PartFolder:
         self._num_written = 0
         self._catalog = build_catalog(frozenset(), NO_ROWS)
 
-    def data_path(self, part: str) -> Path:
+    def data_path(self, part: str) -> AnyPath:
         """The file with a part's tensors."""
         return self.parts / f"{part}{DATA_SUFFIX}"
 
-    def index_path(self, part: str) -> Path:
+    def index_path(self, part: str) -> AnyPath:
         """The file with a part's index."""
         return self.parts / f"{part}{INDEX_SUFFIX}"
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each finished file, by name."""
-        try:
-            with os.scandir(self.parts) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.name[0] != "."}
-        except FileNotFoundError:
-            return {}
+        return sizes_in(self.parts)
 
     def catalog(self) -> Catalog:
         """Every item of the parts that are whole now; only new indexes are read."""
@@ -87,12 +83,11 @@ class PartFolder:
         faults = {part: self._fault(part, sizes) for part in sorted(indexed)}
         return {part: fault for part, fault in faults.items() if fault is not None}
 
-    def set_aside(self, part: str, folder: Path) -> None:
+    def set_aside(self, part: str, folder: AnyPath) -> None:
         """Moves a broken part's files to `folder`, so that nobody trips over them again."""
-        folder.mkdir(parents=True, exist_ok=True)
         for path in (self.index_path(part), self.data_path(part)):
             with suppress(FileNotFoundError):
-                path.replace(folder / path.name)
+                move(path, folder)
 
     def write(
         self,

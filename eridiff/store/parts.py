@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from eridiff.errors import StoreError
@@ -28,6 +27,7 @@ from eridiff.store.catalog import NO_ROWS, Catalog, IndexRow, Span, build_catalo
 from eridiff.store.files import digest_bytes, write_json
 from eridiff.store.marks import read_marks, write_mark
 from eridiff.store.partfolder import PartFolder
+from eridiff.store.paths import AnyPath, forget_copy, opened_here
 from eridiff.store.reader import Reader
 from eridiff.store.tensorfile import Extent, StoredTensor, file_layout, read_extents, statistics
 
@@ -93,8 +93,8 @@ class TensorStore:
         space: the digest of all that decides an encoding except the item.
     """
 
-    def __init__(self, root: Path, space: str) -> None:
-        self.root, self.space, self.folder = Path(root), space, Path(root) / space
+    def __init__(self, root: AnyPath, space: str) -> None:
+        self.root, self.space, self.folder = root, space, root / space
         self._parts = PartFolder(self.folder)
         self._damaged = self.folder / "damaged"
         self._quarantine = self.folder / "quarantine"
@@ -162,6 +162,7 @@ class TensorStore:
         view = self._look()
         reader, by_part = self._reader(view), view.items_by_part()
         for number, (part, items) in enumerate(sorted(by_part.items()), start=1):
+            forget_copy(self._parts.data_path(part))  # the file itself is to be read
             header_fault = _header_fault(self._parts.data_path(part), view.catalog, items)
             for key, span in items:
                 if reason := header_fault or reader.fault(span):
@@ -180,7 +181,7 @@ class TensorStore:
         items = self._look().items_by_part().items()
         return {part: frozenset(key for key, _ in held) for part, held in items}
 
-    def part_files(self, part: str) -> tuple[Path, Path]:
+    def part_files(self, part: str) -> tuple[AnyPath, AnyPath]:
         """A part's index, whose removal ends the part, and its data file."""
         return self._parts.index_path(part), self._parts.data_path(part)
 
@@ -255,10 +256,11 @@ def _by_name(items: Sequence[Item]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _header_fault(path: Path, catalog: Catalog, items: Sequence[tuple[str, Span]]) -> str | None:
+def _header_fault(path: AnyPath, catalog: Catalog, items: Sequence[tuple[str, Span]]) -> str | None:
     """What is wrong with a data file's own header, which other programs read it by."""
     try:
-        extents = read_extents(path)
+        with opened_here(path) as here:
+            extents = read_extents(here)
     except (OSError, ValueError) as error:
         return f"the header of part {path.stem} is damaged ({error})"
     for key, span in items:

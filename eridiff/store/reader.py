@@ -1,17 +1,23 @@
-"""Reading items: memory-mapped, and the bytes of each checked the first time."""
+"""Reading items: memory-mapped, and the bytes of each checked the first time.
+
+Parts that lie elsewhere are mapped from local copies; since a copy in use is never evicted, few stay mapped.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-
-import pyarrow as pa
 
 from eridiff.errors import StoreError
 from eridiff.store.catalog import DATA_SUFFIX, Catalog, Place, Span
 from eridiff.store.files import digest_bytes
+from eridiff.store.paths import AnyPath, forget_copy, mapped
 from eridiff.store.tensorfile import StoredTensor
+
+_COPIES_MAPPED = 1
+"""Copies that stay mapped although no tensor of theirs is in use: mapping one again costs microseconds."""
 
 
 class Reader:
@@ -26,13 +32,14 @@ class Reader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         catalog: Catalog,
         readable: Mapping[str, tuple[Span, ...]],
         on_damage: Callable[[Span, str, str], None],
     ) -> None:
         self._folder, self._catalog, self._readable, self._on_damage = folder, catalog, readable, on_damage
-        self._maps: dict[str, memoryview] = {}
+        most = None if isinstance(folder, Path) else _COPIES_MAPPED
+        self._map = lru_cache(most)(lambda part: mapped(folder / f"{part}{DATA_SUFFIX}"))
         self._checked: set[Span] = set()
 
     def __len__(self) -> int:
@@ -73,6 +80,13 @@ class Reader:
         return self._fault(self._catalog.places(span), span.part, quick=False)
 
     def _fault(self, places: Sequence[Place], part: str, *, quick: bool) -> str | None:
+        reason = self._fault_here(places, part, quick=quick)
+        if reason and forget_copy(self._folder / f"{part}{DATA_SUFFIX}"):  # only the copy may be damaged
+            self._map.cache_clear()
+            return self._fault_here(places, part, quick=quick)
+        return reason
+
+    def _fault_here(self, places: Sequence[Place], part: str, *, quick: bool) -> str | None:
         for place in places:
             try:
                 data = self._view(part, place).data
@@ -90,12 +104,3 @@ class Reader:
         extent = place.extent
         data = self._map(part)[extent.offset : extent.offset + extent.nbytes]
         return StoredTensor(extent.dtype, extent.shape, data)
-
-    def _map(self, part: str) -> memoryview:
-        mapped = self._maps.get(part)
-        if mapped is None:
-            # Arrow's map outlives its file descriptor, so thousands of parts may be open at once.
-            with pa.memory_map(str(self._folder / f"{part}{DATA_SUFFIX}")) as file:
-                mapped = memoryview(file.read_buffer()).cast("B")
-            self._maps[part] = mapped
-        return mapped

@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eridiff.errors import DataError, StoreError
-from eridiff.store.files import atomic_path, digest_bytes, digest_json, write_json
+from eridiff.store.files import digest_bytes, digest_json, write_atomic, write_json
+from eridiff.store.paths import AnyPath
 
 _VERSION = 1
 _KEY_LENGTH = 16
@@ -149,7 +149,7 @@ class Snapshot:
         """Samples that are held out."""
         return tuple(sample for sample in self.samples if sample.split == "holdout")
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: AnyPath) -> AnyPath:
         """Writes `<folder>/<id>.parquet`, whole or not at all; returns its path.
 
         Raises:
@@ -159,19 +159,20 @@ class Snapshot:
         quarantined = json.dumps([dataclasses.asdict(entry) for entry in self.quarantined])
         schema = _SAMPLE_SCHEMA.with_metadata({"eridiff": self.id, "quarantined": quarantined})
         path = folder / f"{self.id}.parquet"
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.table(columns, schema=schema), temporary, compression="zstd")
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
+        write_atomic(path, memoryview(sink.getvalue()))
         return path
 
     @classmethod
-    def load(cls, path: Path) -> Snapshot:
+    def load(cls, path: AnyPath) -> Snapshot:
         """The snapshot in a file that `save` wrote.
 
         Raises:
             StoreError: the file cannot be read, or its rows are not those of its name.
         """
         try:
-            table = pq.ParquetFile(path).read(use_threads=False)
+            table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
             notes = table.schema.metadata or {}
             samples = tuple(
                 Sample(**{**row, "captions": tuple(row["captions"])}) for row in table.to_pylist()
@@ -226,12 +227,12 @@ def dataset_key(description: Mapping[str, Any]) -> str:
     return digest_json(description)
 
 
-def dataset_folder(datasets: Path, key: str) -> Path:
+def dataset_folder(datasets: AnyPath, key: str) -> AnyPath:
     """Where a dataset's scan and snapshots lie."""
     return datasets / key[:_KEY_LENGTH]
 
 
-def save_current(datasets: Path, key: str, snapshot: Snapshot) -> Path:
+def save_current(datasets: AnyPath, key: str, snapshot: Snapshot) -> AnyPath:
     """Writes the snapshot and makes it the dataset's current one; returns its path."""
     folder = dataset_folder(datasets, key)
     path = snapshot.save(folder / "snapshots")
@@ -239,7 +240,7 @@ def save_current(datasets: Path, key: str, snapshot: Snapshot) -> Path:
     return path
 
 
-def current(datasets: Path, key: str) -> Snapshot:
+def current(datasets: AnyPath, key: str) -> Snapshot:
     """The current snapshot of a dataset.
 
     Raises:
@@ -270,7 +271,7 @@ def _place(sample: Sample) -> tuple[int, str]:
     return sample.dataset, sample.source
 
 
-def _damaged(path: Path, found: str) -> StoreError:
+def _damaged(path: AnyPath, found: str) -> StoreError:
     return StoreError(
         "A snapshot cannot be read.",
         where=path,

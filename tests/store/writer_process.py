@@ -1,4 +1,7 @@
-"""A process that appends items to a store until it is killed: `python writer_process.py ROOT FIRST COUNT`."""
+"""A process that appends items to a store: `python writer_process.py ROOT FIRST COUNT [CACHE]`.
+
+ROOT is a folder, or a URL with a folder for copies.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import sys
 from pathlib import Path
 
 from eridiff.store.parts import Item, StoredTensor, TensorStore
+from eridiff.store.paths import path_at
 
 ITEMS_A_PART = 4
 ITEM_BYTES = 4096
@@ -17,9 +21,10 @@ def item(number: int) -> Item:
     return Item(f"item-{number}", {"x": StoredTensor("U8", (ITEM_BYTES,), data)})
 
 
-def main(root: str, first: str, count: str) -> None:
+def main(root: str, first: str, count: str, cache: str = "") -> None:
     """Appends what is missing of the items `first` to `first + count - 1`."""
-    store = TensorStore(Path(root), "space")
+    address = root if cache else Path(root)
+    store = TensorStore(path_at(address, cache=Path(cache), max_bytes=100_000, options={}), "space")
     wanted = [f"item-{number}" for number in range(int(first), int(first) + int(count))]
     missing = store.missing(wanted)
     for start in range(0, len(missing), ITEMS_A_PART):
