@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -38,11 +40,44 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`, without waiting for what a GPU is at."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def worth_compiling(
+    wanted: bool | Literal["auto"], device: torch.device, *, num_items: int, break_even: int
+) -> bool:
+    """Whether to compile, as a recipe's `compile` says: `auto` does on a GPU from `break_even` items on."""
+    if wanted == "auto":
+        return device.type == "cuda" and num_items >= break_even
+    return wanted
+
+
 def free_memory() -> None:
     """Gives memory of models that nobody holds any more back to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """On a GPU, float32 products round their factors to TensorFloat-32's 10 bits, as convolutions do anyway.
+
+    Sums and what is stored in between stay float32. Elsewhere this changes nothing.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _best() -> str:

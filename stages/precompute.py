@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eridiff.device_lock import device_lock
 from eridiff.encoding.spaces import (
@@ -41,6 +41,9 @@ from eridiff.store.parts import Item, TensorStore
 from eridiff.store.snapshots import Snapshot, text_key
 from stages.dataset import current_snapshot, workspace
 from stages.stage import StagePlan, StageReport, progress, stopping
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("eridiff")
 
@@ -233,12 +236,16 @@ def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
 
 
 def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
-    from eridiff.devices import DTYPES, find_device, free_memory
+    from eridiff.devices import DTYPES, find_device, free_memory, worth_compiling
+    from eridiff.encoding.compiling import BREAK_EVEN, compile_vae
     from eridiff.encoding.latents import LatentEncoder, encode_latents
 
     family, device = family_of(recipe), find_device(recipe.device)
     with device_lock(str(device)):
         vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[family.vae_dtype])
+        wanted = recipe.precompute.compile
+        if worth_compiling(wanted, device, num_items=len(jobs), break_even=BREAK_EVEN):
+            compile_vae(vae)
         encoder = LatentEncoder(family, vae, recipe.precompute.tile_above_px)
         batch_size = recipe.precompute.latent_batch_size
         yield from encode_latents(encoder, workspace(recipe).images, jobs, batch_size=batch_size)
@@ -247,17 +254,29 @@ def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
 
 
 def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
-    from eridiff.devices import DTYPES, find_device
+    from eridiff.devices import DTYPES, find_device, worth_compiling
+    from eridiff.encoding.compiling import BREAK_EVEN, compile_text_encoders
     from eridiff.encoding.text import encode_texts
 
     family, device, base = family_of(recipe), find_device(recipe.device), base_of(recipe)
+    wanted = recipe.precompute.compile
+    compiled = worth_compiling(wanted, device, num_items=len(captions), break_even=BREAK_EVEN)
+
+    def load(dtype: torch.dtype) -> Any:
+        encoders = family.load_text_encoders(base, device=device, dtype=dtype)
+        if compiled:
+            compile_text_encoders(encoders)
+        return encoders
+
     with device_lock(str(device)):
         yield from encode_texts(
             family,
-            lambda dtype: family.load_text_encoders(base, device=device, dtype=dtype),
+            load,
             captions,
+            device=device,
             dtype=DTYPES[recipe.precompute.text_dtype],
             batch_size=recipe.precompute.text_batch_size,
+            fill_batches=compiled,
         )
 
 

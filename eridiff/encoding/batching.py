@@ -1,12 +1,14 @@
-"""Batches as large as the device's memory allows."""
+"""Batches as large as the device's memory allows; on a GPU the next is started before the last is fetched."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from eridiff.devices import free_memory
 from eridiff.errors import ModelError
@@ -22,30 +24,54 @@ class Batcher:
 
     Args:
         batch_size: items a batch at first.
+        device: where the work is done.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, device: torch.device) -> None:
         self.batch_size = batch_size
+        self._num_ahead = 1 if device.type == "cuda" else 0
 
     def encode(
-        self, items: Sequence[Input], encode: Callable[[Sequence[Input]], Sequence[Output]]
-    ) -> list[Output]:
-        """The outputs of `encode` for all items, in order.
+        self,
+        batches: Iterable[Sequence[Input]],
+        start: Callable[[Sequence[Input]], Callable[[], Sequence[Output]]],
+    ) -> Iterator[list[Output]]:
+        """The outputs of each batch, in order.
+
+        While a GPU works on one batch, the next one is taken from `batches` and started, and only then are
+        the outputs of the first one waited for. Elsewhere nothing is started that was not asked for.
+
+        Args:
+            batches: items that can be encoded together.
+            start: starts the encoding of some items, and returns what waits for their outputs.
 
         Raises:
             ModelError: not even one item fits into memory.
         """
-        outputs: list[Output] = []
-        while len(outputs) < len(items):
-            batch = items[len(outputs) : len(outputs) + self.batch_size]
+        started: deque[list[Callable[[], Sequence[Output]]]] = deque()
+        for batch in batches:
+            started.append(self._start(batch, start))
+            if len(started) > self._num_ahead:
+                yield _fetched(started.popleft())
+        while started:
+            yield _fetched(started.popleft())
+
+    def _start(
+        self, items: Sequence[Input], start: Callable[[Sequence[Input]], Callable[[], Sequence[Output]]]
+    ) -> list[Callable[[], Sequence[Output]]]:
+        started: list[Callable[[], Sequence[Output]]] = []
+        at = 0
+        while at < len(items):
+            batch = items[at : at + self.batch_size]
             try:
-                outputs += encode(batch)
+                started.append(start(batch))
+                at += len(batch)
                 continue
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             # Only here: while the error is being handled, its traceback keeps the batch's memory.
             self._halve(len(batch), reason)
-        return outputs
+        return started
 
     def _halve(self, failed_size: int, reason: str) -> None:
         free_memory()
@@ -57,3 +83,12 @@ class Batcher:
             )
         self.batch_size = failed_size // 2
         logger.warning("Out of memory: batches of %d from now on.", self.batch_size)
+
+
+def _fetched(started: Sequence[Callable[[], Sequence[Output]]]) -> list[Output]:
+    return [output for finish in started for output in finish()]
+
+
+def finite_rows(*batches: Tensor) -> Tensor:
+    """Which rows are finite in every batch, `[B]` bool on the batches' device."""
+    return torch.stack([batch.isfinite().flatten(1).all(dim=1) for batch in batches]).all(dim=0)

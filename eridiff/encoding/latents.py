@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from eridiff.encoding.batching import Batcher
-from eridiff.encoding.pixels import read_pixels
+from eridiff.devices import tf32_products
+from eridiff.encoding.batching import Batcher, finite_rows
+from eridiff.encoding.pixels import read_pixels, to_values
+from eridiff.encoding.transfer import Arriving, stacked
 from eridiff.encoding.wanted import LatentJob
 from eridiff.families.base import ModelFamily, Moments
 from eridiff.images.formats import UnusableImage
@@ -38,44 +40,52 @@ class LatentEncoder:
     vae: Any
     tile_above_px: int
 
-    def encode(self, pixels: Sequence[np.ndarray]) -> list[Moments | None]:
-        """Moments of images of one shape, each `[C, h, w]` float32 on the CPU; `None` where not finite.
+    def start(self, pixels: Sequence[np.ndarray]) -> Callable[[], list[Moments | None]]:
+        """Starts the encoding of images of one shape; what it returns waits for their moments.
 
-        What is not finite in the VAE's own precision is encoded again in float32.
+        They are `[C, h, w]` float32 on the CPU; `None` where not finite. What is not finite in the VAE's own
+        precision is encoded again in float32.
 
         Args:
-            pixels: each `[3, H, W]` float32 in [-1, 1].
+            pixels: each `[H, W, 3]` uint8.
         """
-        batch = torch.from_numpy(np.stack(pixels))
-        tiled = max(batch.shape[-2:]) > self.tile_above_px
-        if tiled:
-            self.vae.enable_tiling()
-        try:
-            rows = self._rows(batch)
-            bad = [number for number, row in enumerate(rows) if row is None]
-            if bad and self.vae.dtype != torch.float32:
-                for number, row in zip(bad, self._rows_in_float32(batch[bad]), strict=True):
-                    rows[number] = row
-        finally:
-            if tiled:
-                self.vae.disable_tiling()
+        arriving = self._start(pixels)
+        return lambda: self._finish(arriving, pixels)
+
+    def _finish(self, arriving: Arriving, pixels: Sequence[np.ndarray]) -> list[Moments | None]:
+        rows = _rows(arriving)
+        bad = [number for number, row in enumerate(rows) if row is None]
+        if bad and self.vae.dtype != torch.float32:
+            for number, row in zip(bad, self._in_float32([pixels[number] for number in bad]), strict=True):
+                rows[number] = row
         return rows
 
-    def _rows(self, batch: Tensor) -> list[Moments | None]:
-        moments = self.family.encode_images(self.vae, batch.to(self.vae.device))
-        mean, logvar = moments.mean.cpu(), moments.logvar.cpu()
-        return [
-            Moments(mean[row], logvar[row]) if _finite(mean[row]) and _finite(logvar[row]) else None
-            for row in range(len(batch))
-        ]
+    def _in_float32(self, pixels: Sequence[np.ndarray]) -> list[Moments | None]:
+        def start(batch: Sequence[np.ndarray]) -> Callable[[], list[Moments | None]]:
+            return partial(_rows, self._start(batch))
 
-    def _rows_in_float32(self, batch: Tensor) -> list[Moments | None]:
         dtype = self.vae.dtype
         self.vae.float()
         try:
-            return self._rows(batch)
+            return [
+                row for rows in Batcher(len(pixels), self.vae.device).encode([pixels], start) for row in rows
+            ]
         finally:
             self.vae.to(dtype)
+
+    def _start(self, pixels: Sequence[np.ndarray]) -> Arriving:
+        device = self.vae.device
+        values = to_values(stacked(pixels, device))
+        tiled = max(values.shape[-2:]) > self.tile_above_px
+        if tiled:
+            self.vae.enable_tiling()
+        try:
+            with tf32_products(device):
+                moments = self.family.encode_images(self.vae, values)
+        finally:
+            if tiled:
+                self.vae.disable_tiling()
+        return Arriving(moments.mean, moments.logvar, finite_rows(moments.mean, moments.logvar))
 
 
 def encode_latents(
@@ -93,17 +103,32 @@ def encode_latents(
         StoreError: an image shard is missing or damaged.
         ModelError: not even one image fits into the device's memory.
     """
-    batcher = Batcher(batch_size)
     with closing(read_pixels(images, jobs, ahead=2 * batch_size)) as decoded:
-        for batch in _batches(jobs, batch_size):
-            found = dict(zip(batch, islice(decoded, len(batch)), strict=True))
-            usable = {job: pixels for job, pixels in found.items() if not isinstance(pixels, UnusableImage)}
-            outcomes: dict[str, Item | str] = {
-                job.key: pixels.reason for job, pixels in found.items() if isinstance(pixels, UnusableImage)
-            }
-            for job, moments in zip(usable, batcher.encode([*usable.values()], encoder.encode), strict=True):
-                outcomes[job.key] = NOT_FINITE if moments is None else _item(job.key, moments)
-            yield outcomes
+        batches = (
+            [*zip(batch, islice(decoded, len(batch)), strict=True)] for batch in _batches(jobs, batch_size)
+        )
+        for outcomes in Batcher(batch_size, encoder.vae.device).encode(batches, partial(_start, encoder)):
+            yield dict(outcomes)
+
+
+Decoded = tuple[LatentJob, np.ndarray | UnusableImage]
+Outcome = tuple[str, Item | str]
+
+
+def _start(encoder: LatentEncoder, batch: Sequence[Decoded]) -> Callable[[], list[Outcome]]:
+    bad: list[Outcome] = [(job.key, found.reason) for job, found in batch if isinstance(found, UnusableImage)]
+    usable = [(job, found) for job, found in batch if not isinstance(found, UnusableImage)]
+    if not usable:
+        return lambda: bad
+    finish = encoder.start([pixels for _, pixels in usable])
+    keys = [job.key for job, _ in usable]
+    return lambda: [*bad, *map(_outcome, keys, finish())]
+
+
+def _outcome(key: str, moments: Moments | None) -> Outcome:
+    if moments is None:
+        return key, NOT_FINITE
+    return key, Item(key, {"mean": to_stored(moments.mean), "logvar": to_stored(moments.logvar)})
 
 
 def _batches(jobs: Sequence[LatentJob], batch_size: int) -> Iterator[list[LatentJob]]:
@@ -114,9 +139,6 @@ def _batches(jobs: Sequence[LatentJob], batch_size: int) -> Iterator[list[Latent
             yield alike[start : start + batch_size]
 
 
-def _item(key: str, moments: Moments) -> Item:
-    return Item(key, {"mean": to_stored(moments.mean), "logvar": to_stored(moments.logvar)})
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+def _rows(arriving: Arriving) -> list[Moments | None]:
+    mean, logvar, finite = arriving.wait()
+    return [Moments(mean[row], logvar[row]) if finite[row] else None for row in range(len(finite))]

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 def load_vae(family: ModelFamily, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
     """The frozen AutoencoderKL, in evaluation mode."""
     from eridiff.families.checkpoints.loading import load_model
+    from eridiff.families.vae_attention import use_products
 
-    return load_model(base, "vae", device=device, dtype=dtype)
+    vae = load_model(base, "vae", device=device, dtype=dtype)
+    if device.type == "cuda":
+        use_products(vae)
+    return vae
 
 
 def encode_images(family: ModelFamily, vae: Any, pixels: Tensor) -> Moments:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eridiff.devices import to_device
 from eridiff.families.checkpoints.loading import load_model
 from eridiff.families.checkpoints.tokenizing import load_tokenizer
 
@@ -47,7 +48,7 @@ class ClipStates:
 @torch.no_grad()
 def clip_states(clip: TextEncoder, captions: Sequence[str]) -> ClipStates:
     """States of captions cut or filled up to the model's length, without a mask."""
-    return clip_forward(clip, clip_tokens(clip, captions).to(clip.model.device))
+    return clip_forward(clip, to_device(clip_tokens(clip, captions), clip.model.device))
 
 
 def clip_tokens(clip: TextEncoder, captions: Sequence[str]) -> Tensor:
@@ -72,7 +73,7 @@ def t5_states(t5: TextEncoder, captions: Sequence[str], length: int, *, zero_pad
         length: tokens, end-of-text included.
         zero_padding: set the states of filling tokens to zero afterwards.
     """
-    ids, is_text = (tokens.to(t5.model.device) for tokens in _tokens(t5, captions, length))
+    ids, is_text = (to_device(tokens, t5.model.device) for tokens in _tokens(t5, captions, length))
     states = t5.model(ids).last_hidden_state
     return states * is_text[..., None] if zero_padding else states
 

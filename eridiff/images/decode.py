@@ -81,12 +81,6 @@ def resize_and_crop(image: Image.Image, geometry: Geometry) -> Image.Image:
     return image.crop((left, top, left + geometry.bucket_width, top + geometry.bucket_height))
 
 
-def to_pixels(image: Image.Image) -> np.ndarray:
-    """An RGB image as `[3, H, W]` float32 in [-1, 1]."""
-    values_HWC = np.asarray(image, dtype=np.float32)  # noqa: N806
-    return np.ascontiguousarray(((values_HWC / 255.0 - 0.5) / 0.5).transpose(2, 0, 1))
-
-
 def _turned(image: Image.Image, exif_orientation: int) -> Image.Image:
     turn = _TURNS.get(exif_orientation)
     return image if turn is None else image.transpose(turn)

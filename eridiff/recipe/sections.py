@@ -131,6 +131,9 @@ class Precompute(Section):
     """The VAE works in tiles on images with a longer side."""
     part_samples: Positive = 64
     """Items in a part: what a kill can cost."""
+    compile: bool | Literal["auto"] = False
+    """Compile the VAE's encoder and T5; `auto` does so on a GPU where thousands of items are missing. Off until
+    it has been measured on one."""
 
 
 class Network(Section):
@@ -243,6 +246,9 @@ class Sample(Section):
     """Multipliers of the LoRA; 0 is the base."""
     checkpoints: Literal["last", "all"] = "last"
     batch_size: Positive = 4
+    compile: bool | Literal["auto"] = False
+    """Compile the denoiser's blocks while sampling; `auto` does so on a GPU where a hundred images are missing.
+    Off until it has been measured on one."""
     thumbnail: bool = True
     """Keep a small picture of the first prompt in the LoRA file's metadata, for programs that show one."""
     metric: str | None = None

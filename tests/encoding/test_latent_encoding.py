@@ -107,8 +107,8 @@ def half_blind_moments(vae: HalfBlindVae, pixels: torch.Tensor) -> Moments:
 def test_what_is_not_finite_is_encoded_again_in_float32() -> None:
     vae = HalfBlindVae()
     family: Any = SimpleNamespace(encode_images=half_blind_moments)
-    pixels = [np.full((3, 16, 16), value, np.float32) for value in (0.0, 1.0, -1.0, 0.5)]
-    rows = LatentEncoder(family, vae, 4096).encode(pixels)
+    pixels = [np.full((16, 16, 3), value, np.uint8) for value in (128, 255, 0, 200)]
+    rows = LatentEncoder(family, vae, 4096).start(pixels)()
     assert [row is not None for row in rows] == [True, True, False, True]
     assert vae.seen == [(torch.float16, 4), (torch.float32, 2)]
     assert vae.dtype == torch.float16

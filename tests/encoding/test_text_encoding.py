@@ -15,6 +15,7 @@ from eridiff.store.parts import Item
 from eridiff.tensors import from_stored
 from tests.encoding.world import World
 
+CPU = torch.device("cpu")
 CAPTIONS = {
     f"key-{number}": caption for number, caption in enumerate(["", "a cat", "a red circle", "x " * 300, "ü"])
 }
@@ -30,7 +31,9 @@ def collect(batches: Any) -> dict[str, Item | str]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_embeddings_are_the_familys_own(world: World, dtype: torch.dtype) -> None:
-    found = collect(encode_texts(world.family, world.text_encoders, CAPTIONS, dtype=dtype, batch_size=2))
+    found = collect(
+        encode_texts(world.family, world.text_encoders, CAPTIONS, device=CPU, dtype=dtype, batch_size=2)
+    )
     assert found.keys() == CAPTIONS.keys()
     encoders = world.text_encoders(dtype)
     for key, caption in CAPTIONS.items():
@@ -68,7 +71,7 @@ def encode_prompts(encoders: Encoders, captions: Sequence[str]) -> Prompts:
 def test_what_is_not_finite_is_encoded_again_in_float32(dtype: torch.dtype) -> None:
     family: Any = SimpleNamespace(encode_prompts=encode_prompts)
     captions = {"1": "loud", "2": "bad", "3": "plain", "4": "loud"}
-    found = collect(encode_texts(family, Encoders, captions, dtype=dtype, batch_size=3))
+    found = collect(encode_texts(family, Encoders, captions, device=CPU, dtype=dtype, batch_size=3))
     assert found.pop("2") == NOT_FINITE
     for item in found.values():
         assert isinstance(item, Item)

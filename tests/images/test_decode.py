@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from eridiff.images.buckets import Placement, place
-from eridiff.images.decode import decode_rgb, resize_and_crop, to_pixels
+from eridiff.images.decode import decode_rgb, resize_and_crop
 from eridiff.images.formats import UnusableImage
 from eridiff.images.headers import measure
 from tests.images.handmade import grey_ink_profile, picture, png, tiff_grey
@@ -199,15 +199,6 @@ def test_geometry_for_another_image_is_refused():
     with pytest.raises(UnusableImage) as raised:
         resize_and_crop(picture(64, 64), wrong)
     assert "64 x 64" in raised.value.reason
-
-
-def test_pixels_are_channels_first_in_minus_one_to_one():
-    image = Image.new("RGB", (3, 2), (0, 255, 51))
-    pixels = to_pixels(image)
-    assert pixels.shape == (3, 2, 3)
-    assert pixels.dtype == np.float32
-    assert pixels.flags.c_contiguous
-    np.testing.assert_allclose(pixels[:, 0, 0], [-1, 1, -0.6], atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
