@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eridiff.store.files import atomic_path
 from eridiff.training.cached import Cached
 
 _ADAPTER = "lora"
+_WRITING_THREADS = 4
 
 
 class AttachedLora:
@@ -106,6 +108,7 @@ def sample_missing(
     """Makes the images that `folder` lacks and returns the bytes written.
 
     A batch that lacks one is sampled whole, since what shares a batch can change an image in its last bit.
+    Files are written while the next batch is sampled, at most one batch behind.
 
     Args:
         family: whose pipeline it is.
@@ -115,17 +118,21 @@ def sample_missing(
         folder: where the images lie, each under its key.
         on_batch: called with the number of images made; may raise to stop.
     """
-    written = 0
-    for batch in batches:
-        missing = [picture for picture in batch if not picture.path(folder).exists()]
-        if not missing:
-            continue
-        sampled = sample(family, pipeline, cached, batch)
-        images = dict(zip([picture.key for picture in batch], sampled, strict=True))
-        for picture in missing:
-            written += write_png(images[picture.key], picture.path(folder), picture.metadata())
-        on_batch(len(missing))
-    return written
+    written, writing = 0, []
+    with ThreadPoolExecutor(_WRITING_THREADS, "png") as threads:
+        for batch in batches:
+            missing = [picture for picture in batch if not picture.path(folder).exists()]
+            if not missing:
+                continue
+            sampled = sample(family, pipeline, cached, batch)
+            images = dict(zip([picture.key for picture in batch], sampled, strict=True))
+            written += sum(file.result() for file in writing)
+            writing = [
+                threads.submit(write_png, images[picture.key], picture.path(folder), picture.metadata())
+                for picture in missing
+            ]
+            on_batch(len(missing))
+        return written + sum(file.result() for file in writing)
 
 
 def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> int:

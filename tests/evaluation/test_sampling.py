@@ -5,13 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from eridiff.errors import StoreError
 from eridiff.evaluation.pictures import LoraFile, Picture, Settings, all_pictures, batches
 from eridiff.evaluation.sampling import attached, sample, sample_missing, write_png
+from eridiff.training.compiling import compile_blocks
 from tests.evaluation.conftest import World
 from tests.evaluation.samples import PROMPTS
 
@@ -82,6 +86,55 @@ def test_images_differ_by_seed_and_by_prompt(world: World, pipeline: Any) -> Non
     for first in range(4):
         for second in range(first):
             assert not same(images[first], images[second])
+
+
+def test_a_batch_holds_the_images_that_each_would_be_alone(world: World, pipeline: Any) -> None:
+    pictures = all_pictures(PROMPTS[1:3], (1, 2), (0.0,), (), settings_of(world, "blurry"))
+    together = sample(world.family, pipeline, world.cached, pictures)
+    for picture, image in zip(pictures, together, strict=True):
+        (alone,) = sample(world.family, pipeline, world.cached, [picture])
+        apart = np.asarray(image).astype(int) - np.asarray(alone).astype(int)
+        assert abs(apart).max() <= 1  # in float32; a level of 255 where rounding falls the other way
+
+
+@pytest.mark.slow
+def test_compiled_blocks_sample_the_same_images_with_and_without_a_lora(world: World) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    pipeline: Any = world.family.load_pipeline(world.base, device=torch.device("cpu"), dtype=torch.float32)
+    pictures, tensors = pictures_of(world, 0.0, None), random_lora(world, pipeline)
+
+    def images() -> list[Image.Image]:
+        made = sample(world.family, pipeline, world.cached, pictures)
+        with attached(pipeline, tensors) as lora:
+            for strength in (1.0, 0.5):
+                lora.set_strength(strength)
+                made += sample(world.family, pipeline, world.cached, pictures)
+        return [*made, *sample(world.family, pipeline, world.cached, pictures)]
+
+    plain = images()
+    (place,) = world.family.parts.denoiser
+    compile_blocks(getattr(pipeline, place), world.family.blocks, backend="eager")
+    for image, wanted in zip(images(), plain, strict=True):
+        assert abs(np.asarray(image).astype(int) - np.asarray(wanted).astype(int)).max() <= 1
+    num_graphs = counters["stats"]["unique_graphs"]
+    images()
+    assert counters["stats"]["unique_graphs"] == num_graphs > 0
+    torch._dynamo.reset()
+
+
+def test_a_file_that_cannot_be_written_stops_the_work(
+    world: World, pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object) -> int:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr("eridiff.evaluation.sampling.write_png", full)
+    cut = batches(all_pictures(PROMPTS[1:3], (1, 2), (0.0,), (), settings_of(world)), 1)
+    made: list[int] = []
+    with pytest.raises(StoreError, match="disk is full"):
+        sample_missing(world.family, pipeline, world.cached, cut, tmp_path, on_batch=made.append)
+    assert made == [1]
 
 
 def test_a_lost_image_is_made_again_to_the_bit_and_others_stay(
