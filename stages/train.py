@@ -12,17 +12,20 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from eridiff.device_lock import device_lock
 from eridiff.encoding.live import explained
+from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import DataError
 from eridiff.recipe import Recipe
 from eridiff.store.runs import Run, latest
+from eridiff.store.snapshots import Sample
 from eridiff.store.tensorfile import digest_tensors
 from eridiff.training.inputs import Inputs, inputs_of
+from eridiff.training.room import Room, room
 from eridiff.training.shelf import steps_in
 from stages.dataset import current_snapshot
 from stages.stage import Meter, StagePlan, StageReport, StopFlag, progress, stopping
@@ -50,17 +53,23 @@ def plan(recipe: Recipe) -> StagePlan:
     try:
         inputs = inputs_of(recipe, current_snapshot(recipe))
     except DataError:
-        return StagePlan("train", 0, steps, details={"images": "not ingested yet"})
+        memory = str(_room(recipe, ()))
+        return StagePlan("train", 0, steps, details={"images": "not ingested yet", "memory": memory})
     if _finished(inputs.run):
         return StagePlan("train", steps, 0)
     made = max(steps_in(inputs.run), default=0)
     details: dict[str, Any] = {
         "run": inputs.run.id,
         **{f"{k} to encode": n for k, n in inputs.missing.items()},
+        "memory": str(_room(recipe, inputs.samples)),
     }
     if said := explained(recipe):
         details["text encoders"] = said
     return StagePlan("train", min(made, steps - 1), max(steps - made, 1), details=details)
+
+
+def _room(recipe: Recipe, samples: Iterable[Sample]) -> Room:
+    return room(recipe, family_of(recipe), base_of(recipe), samples)
 
 
 def run(recipe: Recipe) -> StageReport:

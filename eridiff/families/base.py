@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from eridiff.families.frozen.keep import PLAIN, Keep
+from eridiff.families.activations import Activations, Workload
+from eridiff.families.frozen.keep import PLAIN, Keep, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -203,6 +204,15 @@ class ModelFamily(Protocol):
 
     def predict(self, denoiser: torch.nn.Module, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's estimate of the objective's target, `[B, C, h, w]`, for `noisy` at `t [B]`."""
+        ...
+
+    def activations(self, shapes: Mapping[str, Shape], work: Workload) -> Activations:
+        """What a forward pass of a batch keeps for its backward pass, by blocks.
+
+        Args:
+            shapes: name to shape of the denoiser's tensors.
+            work: the batch.
+        """
         ...
 
     def load_pipeline(

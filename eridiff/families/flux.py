@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from eridiff.families import autoencoder
+from eridiff.families.activations import Activations, Workload, transformer_block
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
@@ -21,7 +22,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
-from eridiff.families.frozen.keep import PLAIN, Keep
+from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,9 @@ _DOUBLE_FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2
 _SINGLE_FEED_FORWARD = r"single_transformer_blocks\.\d+\.proj_(mlp|out)"
 _DOUBLE_MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
 _SINGLE_MODULATION = r"single_transformer_blocks\.\d+\.norm\.linear"
+
+_DOUBLE_UNITS, _SINGLE_UNITS = 20.4, 19.3
+"""Activations that a block keeps for its backward pass."""
 
 
 class FluxOptions(FamilyOptions):
@@ -164,6 +168,14 @@ class Flux:
                 return_dict=False,
             )[0]
         return packing.unpack(packed, noisy.shape[-2:])
+
+    def activations(self, shapes: Mapping[str, Shape], work: Workload) -> Activations:
+        """Both streams are as wide in either kind of block."""
+        tokens = work.height // 2 * (work.width // 2) + self.options.t5_length
+        rows, names = work.batch * tokens, blocks_of(shapes, self.checkpoint.blocks)
+        units = {name: _SINGLE_UNITS if name.startswith("single") else _DOUBLE_UNITS for name in names}
+        blocks = {name: transformer_block(name, shapes, rows=rows, units=units[name]) for name in names}
+        return Activations(blocks, outside=max(block.given for block in blocks.values()))
 
     def load_pipeline(
         self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN

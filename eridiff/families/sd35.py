@@ -10,6 +10,7 @@ from pydantic import Field
 
 from eridiff.errors import ModelError
 from eridiff.families import autoencoder
+from eridiff.families.activations import Activations, Workload, transformer_block
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
@@ -22,7 +23,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
-from eridiff.families.frozen.keep import PLAIN, Keep
+from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 _ATTENTION = r"transformer_blocks\.\d+\.attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _FEED_FORWARD = r"transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
 _MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
+
+_CLIP_TOKENS = 77
+_UNITS, _DUAL_UNITS = 23.3, 33.9
+"""Activations that a block keeps for its backward pass."""
 
 
 class Sd35Options(FamilyOptions):
@@ -187,6 +192,17 @@ class Sd35:
             pooled_projections=cond.pooled.to(dtype),
             return_dict=False,
         )[0]
+
+    def activations(self, shapes: Mapping[str, Shape], work: Workload) -> Activations:
+        """Blocks with a second attention of the image to itself keep half as much again."""
+        tokens = work.height // 2 * (work.width // 2) + _CLIP_TOKENS + self.options.t5_length
+        rows, names = work.batch * tokens, blocks_of(shapes, self.checkpoint.blocks)
+        dual = {name: f"{name}.attn2.to_q.weight" in shapes for name in names}
+        blocks = {
+            name: transformer_block(name, shapes, rows=rows, units=_DUAL_UNITS if dual[name] else _UNITS)
+            for name in names
+        }
+        return Activations(blocks, outside=max(block.given for block in blocks.values()))
 
     def load_pipeline(
         self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN

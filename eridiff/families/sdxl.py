@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -10,6 +11,13 @@ from pydantic import Field, model_validator
 
 from eridiff.errors import ModelError
 from eridiff.families import autoencoder
+from eridiff.families.activations import (
+    ITEM_BYTES,
+    Activations,
+    BlockBytes,
+    Workload,
+    transformer_block,
+)
 from eridiff.families.base import (
     Conditioning,
     FamilyOptions,
@@ -22,7 +30,7 @@ from eridiff.families.base import (
 )
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
-from eridiff.families.frozen.keep import PLAIN, Keep
+from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +45,11 @@ _ATTENTION = r".*\.transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)
 _FEED_FORWARD = r".*\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)"
 _PROJECTION = r".*\.attentions\.\d+\.proj_(in|out)"
 _TIME = r".*\.resnets\.\d+\.time_emb_proj"
+
+_UNITS, _RESNET_UNITS, _OUTSIDE_UNITS = 28.9, 3.0, 18.4
+"""Activations kept for the backward pass: by a transformer block, by a residual block of its input and its
+output, and outside of both, of the first convolution's output."""
+_DOWN, _UP = re.compile(r"down_blocks\.(\d+)\."), re.compile(r"up_blocks\.(\d+)\.")
 
 
 class SdxlOptions(FamilyOptions):
@@ -183,6 +196,25 @@ class Sdxl:
                 wanted=f"{found}, as the scheduler of {base.source} says",
             )
 
+    def activations(self, shapes: Mapping[str, Shape], work: Workload) -> Activations:
+        """By level of the UNet: each halves the sides."""
+        levels = 1 + max(int(found[1]) for name in shapes if (found := _DOWN.match(name)))
+        cells = work.batch * work.height * work.width
+        blocks: dict[str, BlockBytes] = {}
+        for name in blocks_of(shapes, self.checkpoint.blocks):
+            rows = cells // 4 ** _level(name, levels)
+            if ".resnets." in name:
+                outputs, inputs = shapes[f"{name}.conv1.weight"][:2]
+                blocks[name] = BlockBytes(
+                    given=rows * inputs * ITEM_BYTES,
+                    kept=round(_RESNET_UNITS * rows * (inputs + outputs) * ITEM_BYTES),
+                )
+            else:
+                blocks[name] = transformer_block(name, shapes, rows=rows, units=_UNITS)
+        return Activations(
+            blocks, outside=round(_OUTSIDE_UNITS * cells * shapes["conv_in.weight"][0] * ITEM_BYTES)
+        )
+
     def load_pipeline(
         self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
     ) -> Any:
@@ -231,3 +263,11 @@ def _joined(clip_l: ClipStates, clip_g: ClipStates) -> Prompts:
     import torch
 
     return Prompts(torch.cat([clip_l.penultimate, clip_g.penultimate], dim=-1), clip_g.pooled)
+
+
+def _level(name: str, levels: int) -> int:
+    """How often the sides were halved where a block of the UNet works."""
+    if found := _DOWN.match(name):
+        return int(found[1])
+    found = _UP.match(name)
+    return levels - 1 - int(found[1]) if found else levels - 1

@@ -26,6 +26,7 @@ from eridiff.training.distributed import Processes
 from eridiff.training.metrics import Tracker, Window, trackers
 from eridiff.training.order import Order
 from eridiff.training.prefetch import prefetched
+from eridiff.training.probe import probe
 from eridiff.training.shelf import folder_of, steps_in
 from eridiff.training.trainer import NonFiniteError, StepResult, Trainer
 
@@ -110,15 +111,17 @@ def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
 
     Raises:
         Interrupted: `hooks.stop` asked for it; a checkpoint was saved.
-        ModelError: the loss is not finite, or attention gives wrong gradients.
+        ModelError: the loss is not finite, attention gives wrong gradients, or a batch does not fit.
         StoreError: latents or embeddings are damaged (a checkpoint was saved), or the disk is full.
     """
     trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, processes)
     window = _resume(trainer, job.run, processes)
     start = trainer.step
     hooks.resumed(start)
-    if processes.device.type == "cuda":
+    if processes.device.type == "cuda" and start < job.train.steps:
         torch.cuda.reset_peak_memory_stats(processes.device)
+        with attention(job.train.attention):
+            probe(job, processes, trainer)
     difference = _checked_attention(job, processes, trainer)
     with (
         attention(job.train.attention),

@@ -59,6 +59,16 @@ class Order:
         self.samples_per_epoch = sum(sizes)
         self._planned: tuple[int, list[tuple[Draw, ...]]] | None = None
 
+    def largest(self) -> tuple[Draw, ...]:
+        """The draws of a whole batch of that bucket whose batches have most pixels."""
+        showings = {
+            bucket: sum(self._repeats[name] for name in names) for bucket, names in self._buckets.items()
+        }
+        sizes = {bucket: min(count, self._batch_size) for bucket, count in showings.items()}
+        widest = max(sizes, key=lambda bucket: (bucket[0] * bucket[1] * sizes[bucket], bucket))
+        names = self._buckets[widest]
+        return tuple(Draw(names[index % len(names)], index // len(names)) for index in range(sizes[widest]))
+
     def batch(self, index: int) -> DrawnBatch:
         """Batch number `index` of the run, from 0; planning an epoch costs time in its size once.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eridiff.diffusion.objectives import Losses
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
+from eridiff.families.frozen.linear import quantization_of
 from eridiff.lora.forward import compute_in_input_precision
 from eridiff.recipe import Train
 from eridiff.training.compiling import compile_blocks
@@ -18,6 +19,7 @@ from eridiff.training.gradients import GradientBuffer
 from eridiff.training.graphs import Recorded
 from eridiff.training.offload import offload_blocks
 from eridiff.training.recompute import recompute
+from eridiff.training.room import next_saving
 from eridiff.training.step import Batch, losses
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Passes:
         device: torch.device,
     ) -> None:
         self._family, self._denoiser, self._buffer, self._device = family, denoiser, buffer, device
+        self._settings = settings
         self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
         if settings.gradient_checkpointing is True:
@@ -103,5 +106,5 @@ class Passes:
             "A training step does not fit into the device's memory.",
             where="train",
             found=shortage,
-            fix="set train.gradient_checkpointing: auto, or lower train.batch_size or datasets.resolution",
+            fix=next_saving(self._settings, quantization_of(self._denoiser)),
         )

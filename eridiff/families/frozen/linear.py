@@ -89,6 +89,7 @@ def quantise_linears(model: nn.Module, blocks: str, form: Quantization) -> None:
             setattr(model.get_submodule(path), leaf, FrozenLinear(layer, form))
 
 
-def is_frozen_in_few_bits(model: nn.Module) -> bool:
-    """Whether any of a model's layers is."""
-    return any(isinstance(module, FrozenLinear) for module in model.modules())
+def quantization_of(model: nn.Module) -> Quantization:
+    """What a model's layers are kept in; `none` where all are as they were."""
+    forms: list[Quantization] = [m.form for m in model.modules() if isinstance(m, FrozenLinear)]
+    return forms[0] if forms else "none"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from eridiff.families.frozen.keep import Keep, Quantization, block_of, blocks_of, is_quantised, weight_bytes
-from eridiff.families.frozen.linear import FORMS, FrozenLinear, is_frozen_in_few_bits
+from eridiff.families.frozen.linear import FORMS, FrozenLinear, quantization_of
 from tests.families.samples import CAPTIONS, CPU_FP32, conditioning
 
 
@@ -27,8 +27,7 @@ def test_the_pattern_names_exactly_the_blocks_that_repeat(tiny: Any) -> None:
 def test_linear_layers_of_blocks_and_nothing_else_are_in_few_bits(tiny: Any, form: Quantization) -> None:
     plain, found = tiny.denoiser, load(tiny, Keep(form))
     blocks = tiny.family.checkpoint.blocks
-    assert is_frozen_in_few_bits(found)
-    assert not is_frozen_in_few_bits(plain)
+    assert (quantization_of(found), quantization_of(plain)) == (form, "none")
     assert list(found.state_dict()) == list(plain.state_dict()), "names stay"
     for name, weight in plain.state_dict().items():
         layer = found.get_submodule(name.rpartition(".")[0])

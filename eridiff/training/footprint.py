@@ -1,0 +1,115 @@
+"""Peak memory of a training on its device, predicted from shapes and settings alone. No torch.
+
+    peak = resident weights + two blocks on the way + LoRA with gradients + optimizer + average
+         + activations at the turn from forward to backward + one dense copy of the largest quantised weight
+
+Activations are counted in `families.activations`. What a GPU takes for itself before any tensor is in
+`CONTEXT_BYTES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from eridiff.families.activations import Workload
+from eridiff.families.frozen.keep import Keep, Shape, away, blocks_of, is_quantised, weight_bytes
+from eridiff.lora.targets import Layer, choose
+
+if TYPE_CHECKING:
+    from eridiff.families.base import ModelFamily
+    from eridiff.recipe import Network, Recipe, Train
+
+CONTEXT_BYTES = 600_000_000
+"""What CUDA, its libraries and their kernels take of a card."""
+_STATE_BYTES: Mapping[str, float] = {"sgd": 4, "adafactor": 0.1, "adamw8bit": 2.1, "prodigy": 16}
+"""Bytes that optimizers keep for a trained number; others keep two float32 numbers, as Adam does."""
+_VISITING = 2
+"""Blocks that are on the device at once where they stay away: one computes, the next one comes."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes on the device, by what they are for."""
+
+    base: int
+    lora: int
+    optimizer: int
+    activations: int
+    workspace: int
+
+    @property
+    def total(self) -> int:
+        """Of all together."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{field.name} {getattr(self, field.name) / 1e9:.1f}" for field in fields(self))
+        return f"{self.total / 1e9:.1f} GB ({parts})"
+
+
+def footprint(
+    recipe: Recipe,
+    family: ModelFamily,
+    shapes: Mapping[str, Shape],
+    work: Workload,
+    *,
+    checkpointed: bool,
+) -> Footprint:
+    """The predicted peak of a recipe's training.
+
+    Args:
+        recipe: its settings.
+        family: the recipe's.
+        shapes: name to shape of the denoiser's tensors.
+        work: its largest batch.
+        checkpointed: whether activations of all blocks are recomputed; those of blocks that stay away are.
+    """
+    train, blocks = recipe.train, family.checkpoint.blocks
+    keep = Keep(recipe.model.quantize, train.offload)
+    item_bytes = 4 if train.dtype == "fp32" else 2
+    weights = weight_bytes(shapes, blocks, keep, item_bytes=item_bytes)
+    names = blocks_of(shapes, blocks)
+    absent = away(names, keep.offload)
+    trained = num_trained(shapes, recipe.network, family)
+    activations = family.activations(shapes, work)
+    return Footprint(
+        base=sum(size for block, size in weights.items() if block not in absent)
+        + min(_VISITING, len(absent)) * max((weights[block] for block in absent), default=0),
+        lora=8 * trained,
+        optimizer=state_bytes(train, trained),
+        activations=activations.peak(frozenset(names) if checkpointed else absent) * item_bytes // 2,
+        workspace=item_bytes
+        * max(
+            (
+                math.prod(shape)
+                for name, shape in shapes.items()
+                if is_quantised(name, shape, blocks, keep.quantize)
+            ),
+            default=0,
+        ),
+    )
+
+
+def state_bytes(train: Train, num_trained: int) -> int:
+    """Bytes of the optimizer's state and of the moving average, for so many trained numbers."""
+    average = 4 if train.ema_config.use_ema else 0
+    return round((_STATE_BYTES.get(train.optimizer, 8) + average) * num_trained)
+
+
+def num_trained(shapes: Mapping[str, Shape], network: Network, family: ModelFamily) -> int:
+    """Numbers in the denoiser's LoRA."""
+    kinds: dict[int, Layer] = {2: "linear", 4: "conv"}
+    layers: dict[str, Layer] = {
+        name.removesuffix(".weight"): kinds[len(shape)]
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) in kinds
+    }
+    targets = choose(layers, network, family)
+    return sum(_of_layer(shapes[f"{target.name}.weight"], target.rank) for target in targets)
+
+
+def _of_layer(shape: Shape, rank: int) -> int:
+    return rank * (shape[0] + math.prod(shape[1:]))

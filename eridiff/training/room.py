@@ -1,0 +1,117 @@
+"""Whether a training fits into a card, and what to change where it does not. No torch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eridiff.families.activations import Workload
+from eridiff.families.checkpoints.fitting import shapes_of
+from eridiff.training.footprint import CONTEXT_BYTES, Footprint, footprint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eridiff.families.base import ModelFamily
+    from eridiff.families.checkpoints.base import Base
+    from eridiff.families.frozen.keep import Quantization
+    from eridiff.recipe import Recipe, Train
+    from eridiff.store.snapshots import Sample
+
+_QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+_FINER: dict[Quantization, Quantization] = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
+"""A quantisation to the next that takes less memory."""
+_OFFLOAD_STEP = 0.25
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a training is predicted to take of its card.
+
+    Attributes:
+        needed: by what it is for.
+        checkpointed: whether that is with gradient checkpointing of all blocks.
+        card: bytes of the card; none where it is not known.
+        advice: what to change where it does not fit.
+    """
+
+    needed: Footprint
+    checkpointed: bool
+    card: int | None
+    advice: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether it does, or may as far as one knows."""
+        return self.card is None or self.needed.total + CONTEXT_BYTES <= self.card
+
+    def __str__(self) -> str:
+        how = " with gradient checkpointing" if self.checkpointed else ""
+        card = "" if self.card is None else f", of a card's {self.card / 1e9:.1f} GB"
+        return f"{self.needed}{how}{card}" + ("" if self.fits else f": too much; {self.advice}")
+
+
+def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Sample]) -> Room:
+    """What a recipe's training will take on the device, and of what.
+
+    Args:
+        recipe: its settings.
+        family: the recipe's.
+        base: files of the denoiser, whose headers are read.
+        samples: what is trained on; where there is none yet, squares of the recipe's resolution count.
+
+    Raises:
+        ModelError: the base lacks the denoiser.
+    """
+    name = base.layout.denoiser
+    shapes = shapes_of(base.layout.models[name], base.component(name))
+    work, card = largest_batch(recipe, family, samples), card_bytes(recipe)
+    asked = recipe.train.gradient_checkpointing
+    found = Room(
+        footprint(recipe, family, shapes, work, checkpointed=asked is True),
+        asked is True,
+        card,
+        next_saving(recipe.train, recipe.model.quantize),
+    )
+    if found.fits or asked != "auto":
+        return found
+    saved = footprint(recipe, family, shapes, work, checkpointed=True)
+    return Room(saved, True, card, found.advice)
+
+
+def largest_batch(recipe: Recipe, family: ModelFamily, samples: Iterable[Sample]) -> Workload:
+    """The batch of the largest bucket."""
+    sides = {(sample.bucket_height, sample.bucket_width) for sample in samples}
+    sides = sides or {(dataset.resolution, dataset.resolution) for dataset in recipe.datasets}
+    height, width = max(sides, key=lambda side: side[0] * side[1])
+    stride = family.latent.stride
+    return Workload(recipe.train.batch_size, height // stride, width // stride)
+
+
+def next_saving(train: Train, quantize: Quantization) -> str:
+    """What to change first where a step does not fit: what costs least of quality and time."""
+    if train.gradient_checkpointing is False:
+        return "set train.gradient_checkpointing: auto"
+    if train.batch_size > 1:
+        smaller, more = train.batch_size // 2, 2 * train.gradient_accumulation_steps
+        return f"set train.batch_size: {smaller} and train.gradient_accumulation_steps: {more}"
+    if quantize == "none":
+        return "set model.quantize: int8"
+    if train.offload < 1:
+        return f"set train.offload: {min(train.offload + _OFFLOAD_STEP, 1.0):g}"
+    if quantize in _FINER:
+        return f"set model.quantize: {_FINER[quantize]}"
+    return "lower datasets.resolution or network.linear, or set train.optimizer: adamw8bit"
+
+
+def card_bytes(recipe: Recipe) -> int | None:
+    """Bytes of the recipe's card: the smallest here, as its driver says; none where there is none."""
+    if recipe.device not in ("auto", "cuda") and not recipe.device.startswith("cuda:"):
+        return None
+    if shutil.which(_QUERY[0]) is None:
+        return None
+    asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=10, check=False)
+    sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
+    return min(sizes) * 2**20 if sizes else None
