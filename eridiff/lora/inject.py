@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
 from eridiff.lora.adapters import Adapter, Lora
 from eridiff.lora.encoders import NO_ENCODERS, Encoders, choose_in_encoder, parameter_name
+from eridiff.lora.principal import offset, start_from_weights, starts
 from eridiff.lora.read import read_lora
 from eridiff.lora.targets import Layer, Target, choose
 from eridiff.lora.warm import started
@@ -23,6 +24,7 @@ from eridiff.recipe import Network
 
 ADAPTER = "default"
 """Name of the trained adapter in the denoiser."""
+_FACTOR = f".{ADAPTER}"
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Injected:
         structure: counts of the denoiser's blocks.
         component: the denoiser's folder name in diffusers.
         encoder_targets: the adapted modules of text encoders, if any are trained, as a LoRA names them.
+        start: where parameters started that count as changes from there, under their names.
     """
 
     targets: tuple[Target, ...]
     structure: Mapping[str, int]
     component: str
     encoder_targets: tuple[Target, ...] = ()
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, Target]:
@@ -49,14 +53,9 @@ class Injected:
 
     def lora(self, state: Mapping[str, Tensor]) -> Lora:
         """The LoRA of trained parameters, named as by `lora_state`."""
-        factors = {name: value.detach() for name, value in state.items()}
-        layers = {
-            layer: Adapter(
-                factors[f"{target.name}.lora_A.weight"], factors[f"{target.name}.lora_B.weight"], target.alpha
-            )
-            for layer, target in self.layers.items()
-        }
-        return Lora(layers, self.structure)
+        now, start = _adapters(state, self.layers), _adapters(self.start, self.layers)
+        changes = {layer: offset(own, start[layer]) if layer in start else own for layer, own in now.items()}
+        return Lora(changes, self.structure)
 
 
 def inject(
@@ -70,8 +69,8 @@ def inject(
     """Adds the recipe's LoRA to a frozen denoiser; only its factors are trained.
 
     `down` is drawn uniformly as by He et al. (2015) with slope sqrt(5), or normally with deviation 1/rank;
-    `up` is zero. With `network.init_from` the change is that file's. Each factor depends on the seed and its
-    module's name alone.
+    `up` is zero; or both start as a part of the weight (see `principal`). With `network.init_from` the change
+    is that file's. Each factor depends on the seed and its module's name alone.
 
     Args:
         denoiser: from `family.load_denoiser`.
@@ -90,11 +89,16 @@ def inject(
     targets = choose(adaptable(denoiser), network, family)
     put_in(denoiser, targets)
     in_encoders = _put_in_encoders(encoders, network, family)
-    injected = Injected(targets, structure, family.checkpoint.denoiser, in_encoders)
     parameters = lora_state(denoiser, encoders)
-    for target in (*targets, *in_encoders):
-        down = parameters[f"{target.name}.lora_A.weight"]
-        _draw(down, network.init, generator(seed, "lora", target.name))
+    if network.starts_from_weights:
+        for model in (denoiser, *encoders.values()):
+            start_from_weights(model, network.init, adapter=ADAPTER, seed=seed)
+    else:
+        for target in (*targets, *in_encoders):
+            down = parameters[f"{target.name}.lora_A.weight"]
+            _draw(down, network.init, generator(seed, "lora", target.name))
+    start = lora_start(denoiser, encoders)
+    injected = Injected(targets, structure, family.checkpoint.denoiser, in_encoders, start)
     if network.init_from is not None:
         path = network.init_from
         lora = read_lora(path, family, structure=structure)
@@ -150,12 +154,20 @@ def lora_state(model: nn.Module, encoders: Encoders = NO_ENCODERS) -> dict[str, 
     Those of text encoders follow, under the names that a LoRA has for their modules.
     """
     own = {
-        name.replace(f".{ADAPTER}.weight", ".weight"): parameter
+        f"{name.partition(_FACTOR)[0]}.weight": parameter
         for name, parameter in model.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     }
     for component, encoder in encoders.items():
         own |= {parameter_name(component, name): value for name, value in lora_state(encoder).items()}
+    return own
+
+
+def lora_start(model: nn.Module, encoders: Encoders = NO_ENCODERS) -> dict[str, Tensor]:
+    """Where trained parameters started, under their names, for those whose start counts: see `principal`."""
+    own = {f"{place.partition(_FACTOR)[0]}.weight": start for place, start in starts(model).items()}
+    for component, encoder in encoders.items():
+        own |= {parameter_name(component, name): start for name, start in lora_start(encoder).items()}
     return own
 
 
@@ -175,6 +187,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], encoders: Encoders
         raise ModelError("LoRA weights do not fit the denoiser's", found=", ".join(wrong[:4]))
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
+
+
+def _adapters(state: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, Adapter]:
+    """Adapters of those modules that have parameters in a state, by the names that a LoRA has for them."""
+    factors = {name: value.detach() for name, value in state.items()}
+    return {
+        layer: Adapter(factors[down], factors[f"{target.name}.lora_B.weight"], target.alpha)
+        for layer, target in targets.items()
+        if (down := f"{target.name}.lora_A.weight") in factors
+    }
 
 
 @torch.no_grad()

@@ -54,8 +54,9 @@ class LoraInspection:
 
 
 def is_lora(header: Header) -> bool:
-    """Whether a file has factors of LoRA in it."""
-    return any(".lora_" in key or "_lora." in key or ".lora." in key for key in header.tensors)
+    """Whether a file has factors of LoRA in it, or those of its relatives."""
+    marks = (".lora_", "_lora.", ".lora.", ".lokr_", ".hada_", ".oft_", ".dora_scale")
+    return any(mark in key for key in header.tensors for mark in marks)
 
 
 def inspect_lora(header: Header) -> LoraInspection:

@@ -49,6 +49,7 @@ def describe(
         **structure_metadata(lora),
         **{f"eridiff.{key}": value for key, value in provenance.items()},
         "eridiff.format": file_format,
+        "eridiff.init": recipe.network.init,
         "eridiff.steps": str(step),
         "eridiff.seed": str(recipe.train.seed),
     }
@@ -89,10 +90,11 @@ def describe_data(samples: Sequence[Sample], folders: Sequence[str]) -> dict[str
 def _kohya(recipe: Recipe, step: int) -> dict[str, str]:
     network, train = recipe.network, recipe.train
     arguments = {"conv_dim": network.conv, "conv_alpha": network.conv_alpha or network.conv}
+    widening = 2 if network.starts_from_weights else 1
     fields: dict[str, object] = {
         "ss_v2": False,
-        "ss_network_dim": network.linear,
-        "ss_network_alpha": float(network.linear_alpha),
+        "ss_network_dim": widening * network.linear,
+        "ss_network_alpha": float(widening * network.linear_alpha),
         "ss_network_args": json.dumps({} if network.conv is None else arguments),
         "ss_output_name": recipe.name,
         "ss_sd_model_name": _base_name(recipe),

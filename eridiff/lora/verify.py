@@ -232,8 +232,15 @@ def difference(exact: Adapter, read: Adapter, dtype: torch.dtype) -> tuple[float
 
 
 def _allowed(up: Tensor, down: Tensor, scale: float, dtype: torch.dtype) -> float:
+    """What rounding of the factors can change, column by column of `up` and row by row of `down`.
+
+    So a large factor beside a small one, as in a LoRA that starts from weights, allows no more than their
+    product loses.
+    """
     info = torch.finfo(dtype)
-    lost_up = info.eps * up.norm() + max(scale, 1.0) * info.smallest_normal * info.eps * up.numel() ** 0.5
-    lost_down = info.eps * down.norm() + info.smallest_normal * info.eps * down.numel() ** 0.5
-    lost = lost_up * down.norm() + lost_down * up.norm() + lost_up * lost_down
-    return float(lost + _COMPUTED * up.norm() * down.norm())
+    least = info.smallest_normal * info.eps
+    ups, downs = up.norm(dim=0), down.norm(dim=1)
+    lost_up = info.eps * ups + max(scale, 1.0) * least * up.shape[0] ** 0.5
+    lost_down = info.eps * downs + least * down.shape[1] ** 0.5
+    lost = lost_up * downs + lost_down * ups + lost_up * lost_down
+    return float(lost.sum() + _COMPUTED * up.norm() * down.norm())

@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -40,6 +48,22 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
 
 
 LocalPath = Annotated[Path, BeforeValidator(_on_disk)]
+
+_ONLY_COMFYUI = "ComfyUI reads its files, but diffusers refuses them for these families"
+_OTHER_NETWORKS = {
+    "dora": "ComfyUI divides by the norm of W, training by that of W + change; diffusers drops the scale",
+    "lokr": _ONLY_COMFYUI,
+    "loha": _ONLY_COMFYUI,
+    "locon": "set network.conv for it",
+}
+"""Kinds of adapters that people know, and why they are not trained here."""
+
+
+def _known_network(kind: object) -> object:
+    """Refuses by name, with the reason, what no file can say exactly to every program."""
+    if isinstance(kind, str) and (reason := _OTHER_NETWORKS.get(kind.lower())):
+        raise PydanticCustomError("network", "'lora'; not {kind}: {reason}", {"kind": kind, "reason": reason})
+    return kind
 
 
 class Section(BaseModel):
@@ -139,7 +163,8 @@ class Precompute(Section):
 class Network(Section):
     """The LoRA."""
 
-    type: Literal["lora"] = "lora"
+    type: Annotated[Literal["lora"], BeforeValidator(_known_network)] = "lora"
+    """The one kind whose files are exact in every program that reads them; LoCon is `conv`."""
     linear: Positive = 16
     """Rank of linear layers."""
     linear_alpha: Annotated[float, Field(gt=0)] = 16
@@ -160,11 +185,38 @@ class Network(Section):
     rslora: bool = False
     """Divide alpha by the root of the rank, not by the rank (Kalajdzievski 2023); files hold the alpha that
     gives the same change."""
-    init: Literal["kaiming", "gaussian"] = "kaiming"
+    init: Annotated[str, Field(pattern=r"^(kaiming|gaussian|pissa|pissa_niter_[1-9]\d*|olora)$")] = "kaiming"
+    """`kaiming` or `gaussian`: A drawn so, B zero. `pissa` (Meng et al. 2024): the principal part of each
+    weight; `pissa_niter_16`: nearly that, in seconds instead of minutes; `olora`: of its QR decomposition.
+    From weights, files have twice the rank: they hold the change of the untouched base."""
     init_from: Path | None = None
     """A LoRA file to start from."""
     format: Literal["auto", "kohya", "diffusers"] = "auto"
     """Names in the file: `auto` is what most programs load for the family."""
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the LoRA starts as a part of the base's weights."""
+        return self.init.startswith(("pissa", "olora"))
+
+    @field_validator("init")
+    @classmethod
+    def _of_linear_layers(cls, init: str, info: ValidationInfo) -> str:
+        if init.startswith(("pissa", "olora")) and info.data.get("conv") is not None:
+            raise PydanticCustomError(
+                "contradiction",
+                "a start that convolutions can have, such as kaiming; or network.conv left out",
+            )
+        return init
+
+    @field_validator("init_from")
+    @classmethod
+    def _one_start(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is not None and str(info.data.get("init")).startswith(("pissa", "olora")):
+            raise PydanticCustomError(
+                "contradiction", "no file where network.init starts from the base's weights"
+            )
+        return path
 
 
 class Ema(Section):

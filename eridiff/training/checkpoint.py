@@ -1,7 +1,8 @@
 """Checkpoints: a folder a step, written aside and renamed, each file with its digest; nothing is pickled.
 
 In `checkpoints/step-000250/` lie `lora.safetensors` (the trained parameters, float32),
-`optimizer.safetensors` (the tensors of its state), `ema.safetensors` where there is an average, and
+`optimizer.safetensors` (the tensors of its state), `ema.safetensors` where there is an average,
+`start.safetensors` where the LoRA is a change from its start (see `eridiff.lora.principal`), and
 `state.json`: step, run, the optimizer's scalars, and the digests of the files.
 """
 
@@ -41,6 +42,7 @@ class Checkpoint:
         lora: name to trained parameter, float32.
         optimizer: `state_dict()` of the optimizer.
         ema: name to averaged parameter, where the run keeps one.
+        start: name to what a parameter started from, where that counts.
         extra: JSON-able numbers of the loop.
     """
 
@@ -49,6 +51,7 @@ class Checkpoint:
     lora: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     ema: Mapping[str, Tensor] | None = None
+    start: Mapping[str, Tensor] | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -100,6 +103,8 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {"lora": checkpoint.lora, "optimizer": tensors}
     if checkpoint.ema is not None:
         files["ema"] = checkpoint.ema
+    if checkpoint.start is not None:
+        files["start"] = checkpoint.start
     digests = {}
     for name, content in files.items():
         data = serialize({key: value.detach().cpu().contiguous() for key, value in content.items()})
@@ -139,6 +144,7 @@ def load(folder: Path) -> Checkpoint:
             lora=tensors["lora"],
             optimizer=unpack(tensors["optimizer"], state["optimizer"]),
             ema=tensors.get("ema"),
+            start=tensors.get("start"),
             extra=state["extra"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -46,6 +46,11 @@ class Processes:
         dist.broadcast(shared, src=0)
         return int(shared.item())
 
+    def share_(self, values: Tensor) -> None:
+        """Replaces `values` by rank 0's."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+
     def gather(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The names that any device gave, in order of rank."""
         if self.size == 1:

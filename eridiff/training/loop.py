@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,7 @@ class Job:
         train: the recipe's section; `save` and `logging` alike.
         config: the resolved recipe, for trackers to show.
         live: the text encoders that are trained with the denoiser, if any; their LoRA is among `parameters`.
+        start: what parameters started from, by name, where they count as changes from there.
     """
 
     run: Run
@@ -62,6 +63,7 @@ class Job:
     logging: Logging
     config: Mapping[str, Any]
     live: LiveText | None = None
+    start: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def encoders(self) -> Encoders:
@@ -114,7 +116,7 @@ def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
         ModelError: the loss is not finite, attention gives wrong gradients, or a batch does not fit.
         StoreError: latents or embeddings are damaged (a checkpoint was saved), or the disk is full.
     """
-    trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, processes)
+    trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, processes, job.start)
     window = _resume(trainer, job.run, processes)
     start = trainer.step
     hooks.resumed(start)
@@ -215,6 +217,7 @@ def _resume(trainer: Trainer, run: Run, processes: Processes) -> Window:
     kept = checkpoint.newest(run) if processes.leads else None
     step = processes.agree(kept.step if kept else 0)
     if not step:
+        trainer.begin()
         return Window()
     kept = kept or checkpoint.load(folder_of(run, step))
     if kept.run != run.id:

@@ -126,6 +126,7 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
         logging=recipe.logging,
         config=recipe.model_dump(mode="json"),
         live=live,
+        start=injected.start,
     )
     return Session(inputs, job, injected)
 

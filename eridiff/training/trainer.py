@@ -66,6 +66,8 @@ class Trainer:
         parameters: name to trained parameter, float32, on the device.
         settings: the recipe's section.
         processes: the devices that train together.
+        start: what parameters started from, by name, where they count as changes from there; the memory is
+            that of the model's layers.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Trainer:
         parameters: Mapping[str, nn.Parameter],
         settings: Train,
         processes: Processes,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.step = 0
+        self._start = dict(start or {})
         self._rates = rate_groups(
             parameters,
             loraplus_lr_ratio=settings.loraplus_lr_ratio,
@@ -109,8 +113,20 @@ class Trainer:
             lora=self.parameters,
             optimizer=self._optimizer.state_dict(),
             ema=self._average.averages if self._average else None,
+            start=self._start or None,
             extra=extra,
         )
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begins a run with the lead's start on every device: a decomposition need not be equal on each."""
+        for name, start in self._start.items():
+            parameter = self.parameters[name]
+            parameter.copy_(start)
+            self._processes.share_(parameter)
+            start.copy_(parameter)  # which may lie in system memory
+        if self._average is not None:
+            self._average.load(self.parameters)
 
     @torch.no_grad()
     def restore(self, kept: Checkpoint) -> None:
@@ -121,6 +137,8 @@ class Trainer:
         """
         for name, parameter in self.parameters.items():
             parameter.copy_(kept.lora[name])
+        for name, start in self._start.items():
+            start.copy_((kept.start or {})[name])
         self._optimizer.load_state_dict(dict(kept.optimizer))
         if self._average is not None:
             self._average.load(kept.ema or {})

@@ -151,6 +151,19 @@ def test_what_is_no_model_is_an_error(
     assert "x.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "name"), [("lokr_w1", "LoKr"), ("hada_w1_a", "LoHa"), ("dora_scale", "DoRA")]
+)
+def test_relatives_of_lora_are_refused_by_name(
+    key: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({f"lycoris_x.{key}": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(SystemExit) as done:
+        cli.main(["inspect", str(tmp_path / "x.safetensors")])
+    assert done.value.code == 5
+    assert f"this file holds {name}" in capsys.readouterr().err
+
+
 def test_a_file_of_other_tensors_is_an_error(tmp_path: Path) -> None:
     save_file({"some.weight": torch.ones(2)}, tmp_path / "x.safetensors")
     with pytest.raises(SystemExit) as done:

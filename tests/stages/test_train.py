@@ -136,6 +136,26 @@ def test_training_needs_neither_vae_nor_encoders(prepared: Any, family: str) -> 
         )
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_start_from_weights_gives_a_file_for_the_untouched_base(root: tuple[Path, Path], init: str) -> None:
+    made = chosen(root, network={"linear_alpha": 3, "init": init}, train={"loraplus_lr_ratio": 4})
+    report = train.run(made)
+    kept = checkpoint.load(folder_of(run_of(made), 6))
+    lora, header = read_lora(Path(report.outputs["lora"]), family_of(made)), Path(report.outputs["lora"])
+    assert kept.start is not None
+    for layer, adapter in lora.layers.items():
+        name = layer.partition(".")[2]
+        now, start = (
+            state[f"{name}.lora_B.weight"].double() @ state[f"{name}.lora_A.weight"].double()
+            for state in (kept.lora, kept.start)
+        )
+        assert adapter.rank == 4
+        torch.testing.assert_close(adapter.change(), 1.5 * (now - start), rtol=1e-4, atol=1e-6)
+    with safe_open(header, "pt") as file:
+        assert file.metadata()["ss_network_dim"] == "4"
+        assert file.metadata()["eridiff.init"] == init
+
+
 def test_a_lora_file_says_where_it_comes_from(root: tuple[Path, Path]) -> None:
     made = chosen(root)
     report = train.run(made)
