@@ -6,24 +6,13 @@ before it puts a model on a CUDA device; CPU work takes no lock.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
 import os
-import signal
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import IO
 
-from eridiff.errors import Interrupted
-
-logger = logging.getLogger(__name__)
+from eridiff.locks import held
 
 FOLDER_VARIABLE = "ERIDIFF_LOCKS"
 """Environment variable: the folder of lock files; by default one in the machine's temporary folder."""
@@ -43,15 +32,12 @@ def device_lock(device: str, *, poll_s: float = 1.0) -> Iterator[None]:
     Raises:
         Interrupted: the process was asked to stop while it waited.
     """
-    names = lock_names(device, os.environ)
-    files = [_opened(_folder() / f"{name}.lock") for name in names]
-    try:
-        for file, name in zip(files, names, strict=True):
-            _take(file, name, poll_s)
+    with ExitStack() as locks:
+        for name in lock_names(device, os.environ):
+            path = _folder() / f"{name}.lock"
+            _share(path)
+            locks.enter_context(held(path, f"device {name}", poll_s=poll_s))
         yield
-    finally:
-        for file in files:
-            file.close()
 
 
 def lock_names(device: str, environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -86,58 +72,12 @@ def _folder() -> Path:
     return folder
 
 
-def _opened(path: Path) -> IO[str]:
+def _share(path: Path) -> None:
+    """Makes the file, if it is not there, such that all users of the machine can lock it."""
+    if path.exists():
+        return
     previous = os.umask(0)
     try:
-        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
     finally:
         os.umask(previous)
-
-
-def _take(file: IO[str], name: str, poll_s: float) -> None:
-    if not _got(file):
-        logger.info("Waiting for device %s: %s", name, _holder(file))
-        with _interruptible(name):
-            while not _got(file):
-                time.sleep(poll_s)
-    file.seek(0)
-    file.truncate()
-    json.dump({"pid": os.getpid(), "command": " ".join(sys.argv)[:200]}, file)
-    file.flush()
-
-
-def _got(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _interruptible(name: str) -> Iterator[None]:
-    """Lets SIGTERM and SIGINT end the wait, whatever else they would do; in the main thread only."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(
-            f"Stopped while waiting for device {name}.", fix="run the same command again to go on from there"
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    try:
-        holder = json.load(file)
-    except ValueError:  # it has the lock and has not said yet who it is
-        return "another job holds it"
-    return f"process {holder['pid']} holds it ({holder['command']})"

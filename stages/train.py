@@ -9,17 +9,19 @@ Several devices: `torchrun --nproc-per-node 4 -m stages.train RECIPE`.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from eridiff.device_lock import device_lock
 from eridiff.encoding.live import explained
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import DataError
+from eridiff.locks import held
 from eridiff.recipe import Recipe
 from eridiff.store.runs import Run, latest
 from eridiff.store.snapshots import Sample
@@ -77,22 +79,35 @@ def run(recipe: Recipe) -> StageReport:
 
     Raises:
         DataError: nothing was ingested.
-        StoreError: latents or embeddings are missing or damaged, or the disk is full.
+        StoreError: latents or embeddings are missing or damaged, the disk is full, or another job is at this
+            run and torchrun's processes cannot wait.
         ModelError: the base is missing or does not fit, or the loss is not finite.
         RecipeError: an optimizer or tracker is not installed, or targets match nothing.
         Interrupted: the process was asked to stop; a checkpoint was saved.
     """
     started = time.monotonic()
     inputs = inputs_of(recipe, current_snapshot(recipe))
-    if _finished(inputs.run):
-        logger.info("Nothing to train: %s is finished.", inputs.run.folder)
-        _make_latest(inputs.run)
-        return _report(inputs, started, steps_made=0)
-    if said := explained(recipe):
-        logger.info("Text encoders: %s.", said)
-    with stopping() as stop:
-        outcome = _train(inputs, stop)
-    return _report(inputs, started, steps_made=outcome.steps - outcome.resumed_from)
+    if not _finished(inputs.run):
+        if said := explained(recipe):
+            logger.info("Text encoders: %s.", said)
+        with stopping() as stop, _turn(inputs.run):
+            if not _finished(inputs.run):  # another process may have made it while this one waited
+                outcome = _train(inputs, stop)
+                return _report(inputs, started, steps_made=outcome.steps - outcome.resumed_from)
+    logger.info("Nothing to train: %s is finished.", inputs.run.folder)
+    _make_latest(inputs.run)
+    return _report(inputs, started, steps_made=0)
+
+
+def _turn(run: Run) -> AbstractContextManager[None]:
+    """Lets one training at a time write the run's folder: a second one waits, and finds it finished.
+
+    Of processes that torchrun started the first asks for all, and does not wait, since the others cannot.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    return held(run.folder / "training.lock", f"run {run.id} of {run.name}", wait=alone)
 
 
 def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
