@@ -1,4 +1,4 @@
-"""Files that one process at a time holds, by a lock of the kernel that ends with the process, killed or not."""
+"""Files that one process at a time holds: the kernel unlocks them when it ends, killed or not."""
 
 from __future__ import annotations
 
