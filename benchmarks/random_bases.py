@@ -104,7 +104,8 @@ def save(module: nn.Module, folder: Path) -> None:
 
 def materialised(module: nn.Module) -> nn.Module:
     """A module of the meta device with random bfloat16 weights: norms at 1, the rest small."""
-    module = module.to(torch.bfloat16).to_empty(device=DEVICE)
+    # Not diffusers' own `to`, which warns of precisions that it would keep.
+    module = nn.Module.to(module, torch.bfloat16).to_empty(device=DEVICE)
     with torch.no_grad():
         for name, weight in module.named_parameters():
             if "norm" in name and name.endswith("weight"):
