@@ -384,3 +384,13 @@ class Recipe(Section):
     storage: Storage = Storage()
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    @field_validator("retrain")
+    @classmethod
+    def _retrains_from_one_start(cls, retrain: Retrain, info: ValidationInfo) -> Retrain:
+        network = info.data.get("network")
+        if retrain.start_from == "champion" and network is not None and network.starts_from_weights:
+            raise PydanticCustomError(
+                "contradiction", "start_from: scratch where network.init starts from the base's weights"
+            )
+        return retrain

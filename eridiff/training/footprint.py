@@ -1,6 +1,6 @@
 """Peak memory of a training on its device, predicted from shapes and settings alone. No torch.
 
-    peak = resident weights + two blocks on the way + LoRA with gradients + optimizer + average
+    peak = resident weights + two blocks on the way + LoRA with gradients and start + optimizer + average
          + activations at the turn from forward to backward + one dense copy of the largest quantised weight
 
 Activations are counted in `families.activations`. What a GPU takes for itself before any tensor is in
@@ -78,7 +78,7 @@ def footprint(
     return Footprint(
         base=sum(size for block, size in weights.items() if block not in absent)
         + min(_VISITING, len(absent)) * max((weights[block] for block in absent), default=0),
-        lora=8 * trained,
+        lora=(12 if recipe.network.starts_from_weights else 8) * trained,
         optimizer=state_bytes(train, trained),
         activations=activations.peak(frozenset(names) if checkpointed else absent) * item_bytes // 2,
         workspace=item_bytes

@@ -93,6 +93,10 @@ BAD = {
         GOOD + "network: {init: olora, init_from: a.safetensors}\n",
         r"network\.init_from.*network\.init starts from",
     ),
+    "PiSSA from champions": (
+        GOOD + "network: {init: pissa}\nretrain: {start_from: champion}\n",
+        r"key retrain.*start_from: scratch",
+    ),
     "PiSSA misspelt": (GOOD + "network: {init: pisa}\n", r"network\.init.*'pisa'.*pissa_niter"),
     "not YAML": ("name: [", r"not valid YAML.*line 1"),
     "empty": ("", r"empty or not a mapping"),

@@ -116,6 +116,7 @@ def recipe(world: World, **sections: Any) -> Recipe:
         name="tiny",
         model=Model(family=world.family.name, base=world.base.source, **sections.pop("model", {})),
         datasets=(Dataset(folder_path=Path("images"), resolution=128),),
+        network=Network.model_validate(sections.pop("network", {})),
         train=Train.model_validate({"batch_size": 2, **sections.pop("train", {})}),
     )
 
@@ -139,6 +140,7 @@ def test_each_saving_saves(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
     assert away.needed.activations < plain.needed.activations
     assert room_of(world, train={"optimizer": "adamw8bit"}).needed.optimizer < plain.needed.optimizer
     assert room_of(world, train={"batch_size": 4}).needed.activations > plain.needed.activations
+    assert 2 * room_of(world, network={"init": "pissa"}).needed.lora == 3 * plain.needed.lora
 
 
 def test_checkpointing_counts_where_it_would_come_on_by_itself(
