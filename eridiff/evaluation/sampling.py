@@ -15,47 +15,58 @@ from torch import Tensor, nn
 from eridiff.encoding.wanted import EMPTY_PROMPT
 from eridiff.errors import ModelError
 from eridiff.evaluation.pictures import Picture, Settings
+from eridiff.evaluation.spoken import beside
 from eridiff.families.base import ModelFamily, Prompts, SampleRequest
-from eridiff.quiet import unsaid
+from eridiff.lora.encoders import NO_ENCODERS, Encoders
+from eridiff.quiet import unsaid, without_loading_bar
 from eridiff.store.files import atomic_path
-from eridiff.training.cached import Cached
+from eridiff.training.cached import Encoded
 
 _ADAPTER = "lora"
 _WRITING_THREADS = 4
 
 
 class AttachedLora:
-    """A LoRA inside a pipeline, at strength 1 until told otherwise."""
+    """A LoRA inside a pipeline and text encoders, at strength 1 until told otherwise."""
 
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Any, encoders: Encoders) -> None:
+        self._pipeline, self._encoders = pipeline, encoders
 
     def set_strength(self, strength: float) -> None:
         """Multiplies the LoRA's change by `strength`."""
-        self._pipeline.set_adapters([_ADAPTER], [strength])
+        with beside(self._pipeline, self._encoders):
+            self._pipeline.set_adapters([_ADAPTER], [strength])
 
 
 @contextmanager
-def attached(pipeline: Any, tensors: Mapping[str, Tensor]) -> Iterator[AttachedLora]:
+def attached(
+    pipeline: Any, tensors: Mapping[str, Tensor], encoders: Encoders = NO_ENCODERS
+) -> Iterator[AttachedLora]:
     """The pipeline with a LoRA; after the block it is the base again, layer for layer.
 
     Args:
-        pipeline: a pipeline of diffusers.
+        pipeline: a pipeline of diffusers, without text encoders.
         tensors: two factors a layer, as `load_lora_weights` takes them.
+        encoders: text encoders that the LoRA changes, too.
 
     Raises:
-        ModelError: the pipeline does not take all of them.
+        ModelError: they do not take all of them.
     """
-    # It says of each text encoder that is not there that it gets no LoRA: as it should be.
-    with unsaid("diffusers.loaders.lora_base", "associated to NoneType"):
-        pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
     try:
-        _refuse_partly_loaded(pipeline, tensors)
-        lora = AttachedLora(pipeline)
+        # It says of each text encoder that is not there that it gets no LoRA: as it should be.
+        with (
+            beside(pipeline, encoders),
+            without_loading_bar(),
+            unsaid("diffusers.loaders.lora_base", "associated to NoneType"),
+        ):
+            pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
+            _refuse_partly_loaded(pipeline, tensors)
+        lora = AttachedLora(pipeline, encoders)
         lora.set_strength(1.0)
         yield lora
     finally:
-        pipeline.unload_lora_weights()
+        with beside(pipeline, encoders):
+            pipeline.unload_lora_weights()
 
 
 def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -72,7 +83,7 @@ def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sample(
-    family: ModelFamily, pipeline: Any, cached: Cached, pictures: Sequence[Picture]
+    family: ModelFamily, pipeline: Any, cached: Encoded, pictures: Sequence[Picture]
 ) -> list[Image.Image]:
     """The images of one batch, all with the LoRA and strength that the pipeline carries now.
 
@@ -99,7 +110,7 @@ def sample(
 def sample_missing(
     family: ModelFamily,
     pipeline: Any,
-    cached: Cached,
+    cached: Encoded,
     batches: Sequence[Sequence[Picture]],
     folder: Path,
     *,
@@ -145,7 +156,7 @@ def write_png(image: Image.Image, path: Path, metadata: Mapping[str, str]) -> in
     return path.stat().st_size
 
 
-def _negative(family: ModelFamily, cached: Cached, settings: Settings) -> Prompts:
+def _negative(family: ModelFamily, cached: Encoded, settings: Settings) -> Prompts:
     if settings.negative:
         return cached.prompt(settings.negative)
     return family.unconditional(cached.prompt(EMPTY_PROMPT))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,14 +17,18 @@ from eridiff.encoding.wanted import prompts_of
 from eridiff.evaluation.pictures import LoraFile, batches
 from eridiff.evaluation.results import LossFile
 from eridiff.evaluation.sampling import AttachedLora, attached, sample_missing
+from eridiff.evaluation.spoken import Spoken
 from eridiff.evaluation.validation import validate
 from eridiff.evaluation.work import Work, subject_key
+from eridiff.families import live as live_text
 from eridiff.families.base import ModelFamily
+from eridiff.families.live import LiveText
+from eridiff.lora.encoders import NO_ENCODERS, is_of_encoder
 from eridiff.lora.read import read_lora
 from eridiff.quiet import unsaid
 from eridiff.store.snapshots import text_key
 from eridiff.training.attention import attention
-from eridiff.training.cached import Cached
+from eridiff.training.cached import Cached, Encoded
 from eridiff.training.compiling import compile_blocks
 
 BREAK_EVEN = 100
@@ -65,11 +70,11 @@ class Session:
         for lora in work.subjects:
             if subject_key(lora) in taken:
                 continue
-            with self._carrying(lora):
+            with self._carrying(lora) as carried:
                 taken[subject_key(lora)] = validate(
                     self.family,
                     self.denoiser,
-                    self.cached,
+                    carried.encoded(),
                     work.grid,
                     batch_size=work.recipe.validation.batch_size,
                     device=self.device,
@@ -91,21 +96,49 @@ class Session:
                 continue
             with self._carrying(lora) as carried:
                 for strength in dict.fromkeys(batch[0].strength for batch in own):
-                    if carried:
-                        carried.set_strength(strength)
+                    carried.set_strength(strength)
                     alike = [batch for batch in own if batch[0].strength == strength]
                     written += sample_missing(
-                        self.family, self.pipeline, self.cached, alike, work.images, on_batch=progress
+                        self.family, self.pipeline, carried.encoded(), alike, work.images, on_batch=progress
                     )
         return written
 
+    @cached_property
+    def live(self) -> LiveText:
+        """The text encoders that a LoRA may change, loaded when this is first asked."""
+        recipe = self.work.recipe
+        dtype = DTYPES[recipe.precompute.text_dtype]
+        return live_text.load(self.family, base_of(recipe), device=self.device, dtype=dtype)
+
     @contextmanager
-    def _carrying(self, lora: LoraFile | None) -> Iterator[AttachedLora | None]:
+    def _carrying(self, lora: LoraFile | None) -> Iterator[_Carried]:
         if lora is None:
-            yield None
+            yield _Carried(self, None, None)
             return
-        with attached(self.pipeline, read_lora(lora.path, self.family).peft_state()) as carried:
-            yield carried
+        read = read_lora(lora.path, self.family)
+        live = self.live if any(map(is_of_encoder, read.layers)) else None
+        encoders = live.models if live else NO_ENCODERS
+        with attached(self.pipeline, read.peft_state(), encoders) as inside:
+            yield _Carried(self, inside, live)
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What a session's pipeline carries: a LoRA, which may have changed text encoders, or nothing."""
+
+    session: Session
+    lora: AttachedLora | None
+    live: LiveText | None
+
+    def set_strength(self, strength: float) -> None:
+        """Multiplies the LoRA's change by `strength`; the base has none."""
+        if self.lora is not None:
+            self.lora.set_strength(strength)
+
+    def encoded(self) -> Encoded:
+        """Latents, and embeddings as the LoRA makes them at its present strength."""
+        cached = self.session.cached
+        return cached if self.live is None else Spoken(cached, self.live, self.session.device)
 
 
 @contextmanager

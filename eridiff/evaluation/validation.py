@@ -18,14 +18,14 @@ from eridiff.evaluation.holdout import HoldoutGrid, Losses, Point, point_batches
 from eridiff.families.base import Conditioning, ModelFamily
 from eridiff.training import step
 from eridiff.training.batches import geometry
-from eridiff.training.cached import Cached
+from eridiff.training.cached import Encoded
 from eridiff.training.step import Batch
 
 
 def validate(
     family: ModelFamily,
     denoiser: nn.Module,
-    cached: Cached,
+    cached: Encoded,
     grid: HoldoutGrid,
     *,
     batch_size: int,
@@ -57,7 +57,7 @@ def validate(
     return Losses(tuple(tuple(row) for row in values))
 
 
-def _batch(family: ModelFamily, cached: Cached, grid: HoldoutGrid, points: Sequence[Point]) -> Batch:
+def _batch(family: ModelFamily, cached: Encoded, grid: HoldoutGrid, points: Sequence[Point]) -> Batch:
     samples = [grid.samples[point.image] for point in points]
     prompts = [cached.prompt(sample.captions[0]) for sample in samples]
     clean = torch.stack(

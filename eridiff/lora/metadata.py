@@ -116,6 +116,8 @@ def _kohya(recipe: Recipe, step: int) -> dict[str, str]:
         "ss_resolution": f"({recipe.datasets[0].resolution}, {recipe.datasets[0].resolution})",
         "ss_training_comment": "eridiff",
     }
+    if train.train_text_encoder:
+        fields["ss_text_encoder_lr"] = train.text_encoder_lr or train.lr
     return {key: str(value) for key, value in fields.items()}
 
 

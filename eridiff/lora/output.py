@@ -118,7 +118,7 @@ def _attached(
     layers: list[Any],
     family: ModelFamily,
 ) -> Iterator[None]:
-    with _forgotten((denoiser, *encoders.values())):
+    with _forgotten((denoiser, *encoders.values())), _memory_kept(encoders.values()):
         try:
             peft_reader.attach(state, denoiser, family, encoders)
             for layer in layers:
@@ -135,6 +135,17 @@ def _lay_beside(layer: Any) -> None:
     """Moves a file's factors to the trained ones: peft puts them beside weights that may stay away."""
     for factors in (layer.lora_A, layer.lora_B):
         factors[peft_reader.ADAPTER].to(factors[ADAPTER].weight.device)
+
+
+@contextmanager
+def _memory_kept(encoders: Iterable[nn.Module]) -> Iterator[None]:
+    """Parameters that lie afterwards where they lay before: diffusers casts all of a text encoder's."""
+    own = [(parameter, parameter.data) for model in encoders for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, data in own:
+            parameter.data = data
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from eridiff.lora.adapters import Adapter, Lora
 from eridiff.lora.encoders import NO_ENCODERS, Encoders
 from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.inject import Injected, lora_state
+from eridiff.lora.names import within
 from eridiff.lora.read import read_lora
 from eridiff.store.files import atomic_path
 
@@ -166,7 +167,8 @@ def stored(path: Path) -> dict[str, Tensor]:
 def readers_of(trained: Lora, family: ModelFamily, file_format: Format) -> tuple[Reader, ...]:
     """Programs that a format is for. Diffusers' readers of some originals know published sizes only."""
     names = family.checkpoint.lora
-    widths = {adapter.down.shape[1] for adapter in trained.layers.values()}
+    denoiser = within(trained.layers, family.checkpoint.denoiser)
+    widths = {adapter.down.shape[1] for adapter in denoiser.values()}
     known = file_format != "kohya" or names.kohya_widths is None or not widths.isdisjoint(names.kohya_widths)
     return tuple(reader for reader in names.readers[file_format] if reader != "diffusers" or known)
 

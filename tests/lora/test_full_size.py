@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from eridiff import families
@@ -14,6 +15,7 @@ from eridiff.families.base import ModelFamily
 from eridiff.families.checkpoints.facts import fact
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.adapters import Adapter, Lora
+from eridiff.lora.encoders import choose_in_encoder, parameter_name
 from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.inject import adaptable
 from eridiff.lora.read import read_lora
@@ -54,6 +56,46 @@ def random_lora(denoiser: nn.Module, network: Network, family: ModelFamily) -> L
     names = family.checkpoint.models[family.checkpoint.denoiser].names
     assert names is not None
     return Lora(layers, names.structure(denoiser.state_dict().keys()))
+
+
+def hollow_encoders(family: ModelFamily) -> dict[str, nn.Module]:
+    models = {}
+    for name in (encoder.name for encoder in family.trainable_encoders):
+        spec = family.checkpoint.models[name]
+        kind = getattr(transformers, spec.class_name)
+        with torch.device("meta"):
+            models[name] = kind(kind.config_class.from_dict(fact(spec.facts)))
+    return models
+
+
+def random_encoder_lora(encoders: dict[str, nn.Module], network: Network, family: ModelFamily) -> Lora:
+    random, layers = torch.Generator().manual_seed(1), {}
+    for encoder in family.trainable_encoders:
+        model = encoders[encoder.name]
+        for target in choose_in_encoder(model, encoder, network):
+            height, width = model.get_submodule(target.name).weight.shape
+            down = torch.randn(target.rank, width, generator=random)
+            up = torch.randn(height, target.rank, generator=random)
+            layers[parameter_name(encoder.name, target.name)] = Adapter(down, up, target.alpha)
+    return Lora(layers, {})
+
+
+@pytest.mark.parametrize(("name", "num_layers"), {"sdxl": 66 + 192, "sd35": 72 + 192, "flux": 72}.items())
+def test_every_reader_gets_the_text_encoders_of_the_default_file(
+    name: str, num_layers: int, tmp_path: Path
+) -> None:
+    family, network = families.get(name), Network(linear=1, linear_alpha=2, text_encoder_linear=2)
+    denoiser, encoders = hollow(family, {}), hollow_encoders(families.get(name))
+    told = random_encoder_lora(encoders, network, family)
+    assert len(told.layers) == num_layers
+    whole = random_lora(denoiser, network, family)
+    lora = Lora({**whole.layers, **told.layers}, whole.structure)
+    path = tmp_path / "lora.safetensors"
+    file_format = family.checkpoint.lora.default
+    write_lora(path, lora, family, file_format=file_format, dtype=torch.float16, metadata={})
+    readers = verify(path, lora, denoiser, family, file_format=file_format, encoders=encoders)
+    assert readers == ("comfyui", "diffusers")
+    assert read_lora(path, family).layers.keys() == lora.layers.keys()
 
 
 @pytest.mark.parametrize("model", MODELS)
