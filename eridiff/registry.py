@@ -10,17 +10,16 @@ is killed on the way leaves at worst a served folder that the next one brings up
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from eridiff.errors import DataError, StoreError
+from eridiff.locks import held
 from eridiff.store.files import atomic_path, write_json
 from eridiff.store.tensorfile import digest_tensors, holds_tensors
 
@@ -241,12 +240,8 @@ class Registry:
                 if path not in kept:
                     path.unlink()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f".{self.name}.lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return held(self.root / f".{self.name}.lock", f"the registry of {self.name}", poll_s=0.1)
 
 
 def names(root: Path) -> list[str]:
@@ -255,7 +250,6 @@ def names(root: Path) -> list[str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         with suppress(OSError):  # a served folder may be of a file system without permissions

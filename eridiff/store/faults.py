@@ -87,4 +87,6 @@ def _owner(folder: Path) -> str:
 
 def _existing(path: Path) -> Path:
     """The nearest folder above that exists."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    above = (path, *path.absolute().parents)
+    # os.path, which takes a folder that may not be looked into for absent; pathlib raises
+    return next(folder for folder in above if os.path.exists(folder))  # noqa: PTH110
