@@ -156,8 +156,8 @@ class Precompute(Section):
     part_samples: Positive = 64
     """Items in a part: what a kill can cost."""
     compile: bool | Literal["auto"] = False
-    """Compile the VAE's encoder and T5; `auto` does so on a GPU where thousands of items are missing. Off until
-    it has been measured on one."""
+    """Compile the VAE's encoder and T5; `auto` does so on a GPU where thousands of items are missing. Off
+    until it has been measured on one."""
 
 
 class Network(Section):
@@ -299,7 +299,7 @@ class Sample(Section):
     checkpoints: Literal["last", "all"] = "last"
     batch_size: Positive = 4
     compile: bool | Literal["auto"] = False
-    """Compile the denoiser's blocks while sampling; `auto` does so on a GPU where a hundred images are missing.
+    """Compile the denoiser's blocks while sampling; `auto` does so on a GPU where 100 images are missing.
     Off until it has been measured on one."""
     thumbnail: bool = True
     """Keep a small picture of the first prompt in the LoRA file's metadata, for programs that show one."""

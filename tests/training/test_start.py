@@ -47,7 +47,9 @@ def mirrored(job: Job) -> Job:
     return job
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema_config": {"use_ema": True, "ema_decay": 0.9}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema_config": {"use_ema": True, "ema_decay": 0.9}}, {"offload": 0.6}]
+)
 def test_resumed_where_the_decomposition_differs_equals_straight(
     any_world: World, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -68,6 +70,19 @@ def test_resumed_where_the_decomposition_differs_equals_straight(
         assert torch.equal(kept[0].lora[name], kept[1].lora[name])
         assert torch.equal(told.exported[8][name], after.exported[8][name])
     assert any(not torch.equal(value, began[name]) for name, value in kept[0].lora.items())
+
+
+def test_a_start_in_system_memory_trains_the_same(any_world: World, tmp_path: Path) -> None:
+    kept = []
+    for share in (0.0, 1.0):
+        run = Run(tmp_path / str(share), "abc")
+        go(make(any_world, run, offload=share))
+        kept.append(checkpoint.load(folder_of(run, 8)))
+    for name, value in kept[0].lora.items():
+        assert torch.equal(value, kept[1].lora[name]), name
+    assert kept[0].start
+    assert kept[1].start
+    assert all(torch.equal(value, kept[1].start[name]) for name, value in kept[0].start.items())
 
 
 class OtherLead(Processes):
