@@ -28,6 +28,7 @@ from eridiff.families.base import Moments
 from eridiff.families.checkpoints.base import resolve
 from eridiff.families.checkpoints.tokenizing import load_tokenizer
 from eridiff.families.encoders import TextEncoder
+from eridiff.families.float16_vae import shrink
 from eridiff.families.vae_attention import use_products
 from eridiff.recipe import Model
 
@@ -149,29 +150,30 @@ def vae_rows(name: str, settings: Settings) -> Iterator[Row]:
     def ours(dtype: torch.dtype, layout: torch.memory_format, *, compiled: bool) -> Iterator[int]:
         vae = nn.Module.to(loaded(dtype), DEVICE, memory_format=layout)
         use_products(vae)
+        if dtype == torch.float16:
+            shrink(vae.encoder)
         if compiled:
             compile_vae(vae)
         encoder = LatentEncoder(family, vae, tile_above_px=1536)
         size = settings.image_batch
         batches = [images[at : at + size] for at in range(0, len(images), size)]
         for moments in Batcher(size, DEVICE).encode(batches, encoder.start):
-            errors.setdefault(dtype, apart(moments[0], exact))
+            errors.setdefault(str(dtype).removeprefix("torch."), apart(moments[0], exact))
             yield len(moments)
 
-    errors: dict[torch.dtype, float] = {}
+    errors: dict[str, float] = {}
     plain, last = torch.contiguous_format, torch.channels_last
-    loops: dict[str, Callable[[], Iterator[int]]] = {
-        "eager, one by one": eager,
-        "eridiff": partial(ours, torch.float32, plain, compiled=False),
-        "channels_last": partial(ours, torch.float32, last, compiled=False),
-        "bfloat16, channels_last": partial(ours, torch.bfloat16, last, compiled=False),
-    }
-    if settings.compile:
-        loops["eridiff, compiled"] = partial(ours, torch.float32, plain, compiled=True)
-        loops["channels_last, compiled"] = partial(ours, torch.float32, last, compiled=True)
+    loops: dict[str, Callable[[], Iterator[int]]] = {"eager, one by one": eager}
+    for compiled in (False, True) if settings.compile else (False,):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            for layout in (plain, last):
+                words = [str(dtype).removeprefix("torch."), "channels_last" if layout == last else ""]
+                words += ["compiled"] if compiled else []
+                way = partial(ours, dtype, layout, compiled=compiled)
+                loops[", ".join(filter(None, words))] = way
     for row in compared(f"VAE of {name}, {side}² px", loops, floor_s):
-        dtype = torch.bfloat16 if "bfloat16" in row["loop"] else torch.float32
-        yield row | ({} if row["loop"].startswith("eager") else {"error": errors.get(dtype)})
+        error = errors.get(row["loop"].partition(",")[0])
+        yield row | ({} if error is None else {"error": error})
 
 
 def random_vae(name: str, size: BaseSize, dtype: torch.dtype) -> Any:

@@ -104,11 +104,12 @@ def stage_rows(name: str, settings: Settings) -> Iterator[Row]:
     what = f"stage of {name}, {settings.side_px}² px"
     plain = plain_loop(name, paths[: max(3, len(paths) // 8)], settings)
     yield {"what": what, "loop": "plain", "per_s": round(plain, 2), "ratio": 1.0}
-    loops = {"eridiff": False} | ({"eridiff, compiled": True} if settings.compile else {})
-    for loop, compiled in loops.items():
+    ways = [(dtype, compiled) for compiled in (False, True) for dtype in (None, "fp16")]
+    for dtype, compiled in ways[: 4 if settings.compile else 2]:
+        loop = f"eridiff, {dtype or 'fp32'}{', compiled' if compiled else ''}"
         free()
         changes: Any = {
-            "precompute": recipe.precompute.model_copy(update={"compile": compiled}),
+            "precompute": recipe.precompute.model_copy(update={"compile": compiled, "vae_dtype": dtype}),
             "storage": recipe.storage.model_copy(update={"data": root / loop}),
         }
         again = recipe.model_copy(update=changes)

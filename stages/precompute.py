@@ -23,6 +23,7 @@ from eridiff.encoding.spaces import (
     latent_space,
     remember,
     text_space,
+    vae_dtype,
     what_changed,
 )
 from eridiff.encoding.wanted import (
@@ -242,7 +243,7 @@ def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
 
     family, device = family_of(recipe), find_device(recipe.device)
     with device_lock(str(device)):
-        vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[family.vae_dtype])
+        vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[vae_dtype(recipe)])
         wanted = recipe.precompute.compile
         if worth_compiling(wanted, device, num_items=len(jobs), break_even=BREAK_EVEN):
             compile_vae(vae)

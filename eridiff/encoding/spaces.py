@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from eridiff import families
 from eridiff.errors import ModelError
-from eridiff.families.base import ModelFamily
+from eridiff.families.base import ModelFamily, Precision
 from eridiff.families.checkpoints.base import Base, resolve
 from eridiff.images.decode import PIXEL_RULES
 from eridiff.recipe import Recipe
@@ -87,6 +87,11 @@ def base_of(recipe: Recipe) -> Base:
     return resolve(recipe.model, family_of(recipe))
 
 
+def vae_dtype(recipe: Recipe) -> Precision:
+    """In what precision the recipe's images are encoded."""
+    return recipe.precompute.vae_dtype or family_of(recipe).vae_dtype
+
+
 def latent_space(recipe: Recipe) -> Space:
     """The space of the recipe's latents.
 
@@ -98,7 +103,7 @@ def latent_space(recipe: Recipe) -> Space:
         **family.latent_recipe(),
         "pixels": PIXEL_RULES,
         "mirroring": _MIRRORING,
-        "vae_dtype": family.vae_dtype,
+        "vae_dtype": vae_dtype(recipe),
         "tile_above_px": recipe.precompute.tile_above_px,
     }
     return _space(recipe, "latents", family.parts.vae, made_how)

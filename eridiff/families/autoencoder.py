@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 
 def load_vae(family: ModelFamily, base: Base, *, device: torch.device, dtype: torch.dtype) -> Any:
-    """The frozen AutoencoderKL, in evaluation mode."""
+    """The frozen AutoencoderKL, in evaluation mode; its encoder does not overflow in float16 either."""
+    import torch
+
+    from eridiff.families import float16_vae
     from eridiff.families.checkpoints.loading import load_model
     from eridiff.families.vae_attention import use_products
 
     vae = load_model(base, "vae", device=device, dtype=dtype)
+    if dtype == torch.float16:
+        float16_vae.shrink(vae.encoder)
     if device.type == "cuda":
         use_products(vae)
     return vae

@@ -129,7 +129,7 @@ class ModelFamily(Protocol):
     latent: ClassVar[LatentSpec]
     parts: ClassVar[Parts]
     vae_dtype: ClassVar[Precision]
-    """In what precision images are encoded."""
+    """In what precision images are encoded unless the recipe says otherwise."""
     checkpoint: ClassVar[CheckpointLayout]
     """The components of a base: folders, classes, original names."""
     targets: ClassVar[Mapping[str, tuple[str, ...]]]

@@ -95,7 +95,7 @@ class Sdxl:
         "all": (_ATTENTION, _FEED_FORWARD, _PROJECTION, _TIME),
     }
     blocks: ClassVar[tuple[str, ...]] = ("BasicTransformerBlock", "ResnetBlock2D")
-    vae_dtype: ClassVar[Precision] = "fp32"  # in fp16 it overflows to NaN unless it is a repaired one
+    vae_dtype: ClassVar[Precision] = "fp32"
     trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]] = (
         TrainableEncoder("text_encoder", idle_layers=1),  # the UNet is told nothing of its last layer
         TrainableEncoder("text_encoder_2"),

@@ -83,6 +83,14 @@ def test_precision_and_tiling_change_what_they_decide(root: Path) -> None:
     assert (tiled[0] == before[0], tiled[1] == before[1]) == (False, True)
 
 
+def test_the_vaes_precision_changes_the_latents_alone(root: Path) -> None:
+    latents, text = digests(recipe(root))
+    assert digests(recipe(root, precompute={"vae_dtype": "fp32", "compile": "auto"})) == (latents, text)
+    half = digests(recipe(root, precompute={"vae_dtype": "fp16"}))
+    assert half[0] != latents
+    assert half[1] == text
+
+
 def test_spaces_are_known_when_the_encoders_are_deleted(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "base", tmp_path / "base")
     shutil.copy(root / "family", tmp_path)
