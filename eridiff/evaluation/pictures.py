@@ -28,7 +28,7 @@ class Settings:
     """What all images of an evaluation share.
 
     Attributes:
-        base: digest of the weights of denoiser and VAE.
+        base: digest of the weights of denoiser and VAE, and in what the denoiser's are kept, if in few bits.
         base_name: what the recipe calls the base.
         text_space: the store space of the prompt embeddings.
         family: name of the model family.

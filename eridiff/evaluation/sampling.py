@@ -61,12 +61,22 @@ def attached(
         ):
             pipeline.load_lora_weights(dict(tensors), adapter_name=_ADAPTER)
             _refuse_partly_loaded(pipeline, tensors)
+            _lay_on(pipeline)
         lora = AttachedLora(pipeline, encoders)
         lora.set_strength(1.0)
         yield lora
     finally:
         with beside(pipeline, encoders):
             pipeline.unload_lora_weights()
+
+
+def _lay_on(pipeline: Any) -> None:
+    """Moves LoRA factors to the pipeline's device: peft puts them beside weights that may stay away."""
+    models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    for module in (module for model in models for module in model.modules()):
+        if _ADAPTER in getattr(module, "lora_A", {}):
+            for factors in (module.lora_A, module.lora_B):
+                factors.to(pipeline.device)
 
 
 def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:

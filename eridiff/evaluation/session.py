@@ -22,6 +22,7 @@ from eridiff.evaluation.validation import validate
 from eridiff.evaluation.work import Work, subject_key
 from eridiff.families import live as live_text
 from eridiff.families.base import ModelFamily
+from eridiff.families.frozen.keep import Keep
 from eridiff.families.live import LiveText
 from eridiff.lora.encoders import NO_ENCODERS, is_of_encoder
 from eridiff.lora.read import read_lora
@@ -30,6 +31,7 @@ from eridiff.store.snapshots import text_key
 from eridiff.training.attention import attention
 from eridiff.training.cached import Cached, Encoded
 from eridiff.training.compiling import compile_blocks
+from eridiff.training.offload import offload_blocks
 
 BREAK_EVEN = 100
 """Images from which on `sample.compile: auto` expects to win time: some minutes of compiling, as the base and
@@ -151,12 +153,16 @@ def opened(work: Work, device: torch.device) -> Iterator[Session]:
     """
     family = family_of(work.recipe)
     cached = _cached(work)
-    dtype = DTYPES[work.recipe.train.dtype]
+    dtype, share = DTYPES[work.recipe.train.dtype], work.recipe.train.offload
+    keep = Keep(work.recipe.model.quantize, share)
     # Pipelines name classes for reading images, which nothing here uses.
     with unsaid("transformers.utils.import_utils", "requires torchvision"):
-        pipeline = family.load_pipeline(base_of(work.recipe), device=device, dtype=dtype)
+        pipeline = family.load_pipeline(base_of(work.recipe), device=device, dtype=dtype, keep=keep)
+    session = Session(work, family, pipeline, cached, device)
+    if share:
+        offload_blocks(session.denoiser, family.checkpoint.blocks, share, device)
     with attention("auto"):
-        yield Session(work, family, pipeline, cached, device)
+        yield session
 
 
 def _cached(work: Work) -> Cached:

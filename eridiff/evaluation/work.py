@@ -131,8 +131,9 @@ def settings_of(recipe: Recipe, space: str, digests: FileDigests) -> Settings:
     family, base = family_of(recipe), base_of(recipe)
     own_scheduler = ("scheduler",) if "scheduler" in base.components else ()
     files = {name: base.files(name) for name in (*family.parts.denoiser, *family.parts.vae, *own_scheduler)}
+    kept = "" if recipe.model.quantize == "none" else f"+{recipe.model.quantize}"
     return Settings(
-        base=_digest_of(files, digests),
+        base=_digest_of(files, digests) + kept,
         base_name=base.source,
         text_space=space,
         family=family.name,

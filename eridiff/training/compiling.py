@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from eridiff.training.offload import set_forward
+
 logger = logging.getLogger(__name__)
 
 VARIANTS = 64
@@ -51,7 +53,7 @@ def compile_blocks(denoiser: nn.Module, kinds: Iterable[str], *, backend: str = 
     for block in blocks:
         key = (type(block), _widths(block))
         function = own.setdefault(key, _copy(type(block).forward, len(own)))
-        block.forward = torch.compile(MethodType(function, block), backend=backend, fullgraph=True)
+        set_forward(block, torch.compile(MethodType(function, block), backend=backend, fullgraph=True))
     return len(blocks)
 
 

@@ -34,7 +34,7 @@ def offload_blocks(denoiser: nn.Module, blocks: str, share: float, device: torch
     checkpointing may be laid around them (`recompute` knows).
 
     Args:
-        denoiser: in its final form: LoRA inside, compiled where it is to be.
+        denoiser: with the LoRA that it is trained with.
         blocks: regular expression of the names of its repeated blocks.
         share: of the blocks to keep away, 0 to 1; which ones, `keep.away` says.
         device: where it computes. On a CPU weights are copied all the same.
@@ -56,11 +56,23 @@ def recomputes_itself(module: object) -> bool:
     return isinstance(getattr(module, "forward", None), _Visiting)
 
 
+def set_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
+    """Sets what a block computes, which leaves its weights where they are kept."""
+    if isinstance(block.forward, _Visiting):
+        block.forward.computes(forward)
+    else:
+        block.forward = forward
+
+
 class _Visiting:
     """A block's forward pass with its weights brought for that time."""
 
     def __init__(self, forward: Callable[..., Any], carrier: _Carrier, number: int) -> None:
         self._forward, self._carrier, self._number = forward, carrier, number
+
+    def computes(self, forward: Callable[..., Any]) -> None:
+        """Sets what it computes once the weights are there."""
+        self._forward = forward
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         if torch.is_grad_enabled():
@@ -175,7 +187,7 @@ class _Home:
         for module in block.modules():
             for names in (module._parameters, module._buffers):
                 for name, tensor in names.items():
-                    if tensor is not None and not tensor.requires_grad:
+                    if tensor is not None and not tensor.requires_grad and _has_memory(tensor):
                         self._places.append(_Place(names, name, tensor, total))
                         total += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
         self.memory = _page_locked(total, device)
@@ -199,6 +211,11 @@ class _Home:
         """Puts its own tensors back."""
         for place in self._places:
             place.names[place.name] = place.tensor
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is more than one number stretched to a shape, which may stay where it is."""
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes
 
 
 def _page_locked(nbytes: int, device: torch.device) -> Tensor:

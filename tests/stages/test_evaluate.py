@@ -385,3 +385,26 @@ def test_a_metric_that_is_none_is_a_bad_recipe_before_anything_is_loaded(
     monkeypatch.setattr(evaluate, "_make", lambda *_: pytest.fail("the models were loaded"))
     with pytest.raises(RecipeError):
         evaluate.run(world.recipe(sample={"metric": "no.such.module:f"}))
+
+
+def test_a_run_of_a_base_in_few_bits_is_evaluated_in_them_and_blocks_may_stay_away(
+    world: World, tmp_path: Path
+) -> None:
+    def evaluated(runs: str, **train: float) -> dict[str, Any]:
+        settings = {
+            "model": {"base": str(world.folder / "base"), "family": world.family, "quantize": "int8"},
+            "train": {"steps": 20, "dtype": "fp32", **train},
+            "storage": {"data": str(world.folder / "data"), "runs": str(tmp_path / runs)},
+        }
+        chosen = world.recipe(**settings)
+        run = pretend_training(chosen)
+        assert evaluate.run(chosen).done == ALL
+        return json.loads((run.evaluation / "validation.json").read_text())
+
+    plain = json.loads((world.evaluation / "validation.json").read_text())
+    here, away = evaluated("here"), evaluated("away", offload=1.0)
+    assert here == away, "where weights lie changes nothing"
+    assert here["digest"] != plain["digest"]
+    means = [found["subjects"]["base"]["mean"] for found in (here, plain)]
+    assert means[0] != means[1]
+    assert means[0] == pytest.approx(means[1], rel=0.02)

@@ -341,11 +341,15 @@ def test_blocks_kept_in_system_memory_train_the_same_run_to_the_same_bytes(root:
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4", "fp8"])
-def test_a_base_in_few_bits_is_another_run_whose_file_passes_the_gate(
-    root: tuple[Path, Path], quantize: str
-) -> None:
-    made = chosen(root, model={"quantize": quantize}, train={"offload": 0.5})
-    assert run_of(made).id != run_of(chosen(root)).id
+def test_a_base_in_few_bits_is_another_run(root: tuple[Path, Path], quantize: str) -> None:
+    assert run_of(chosen(root, model={"quantize": quantize})).id != run_of(chosen(root)).id
+
+
+@pytest.mark.parametrize(
+    ("family", "quantize"), [*((family, "nf4") for family in families.names()), (ONE, "int8"), (ONE, "fp8")]
+)
+def test_a_lora_of_a_base_in_few_bits_passes_the_gate(prepared: Any, family: str, quantize: str) -> None:
+    made = recipe(prepared(family), family, model={"quantize": quantize}, train={"offload": 0.5})
     report = train.run(made)
     assert run_of(made).sealed
     lora = read_lora(Path(report.outputs["lora"]), family_of(made))

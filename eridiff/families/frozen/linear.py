@@ -37,26 +37,30 @@ FORMS: Mapping[Quantization, Form] = {
 
 
 class FrozenLinear(nn.Linear):
-    """A linear layer whose weight holds codes of `form`, its scales beside it.
+    """A linear layer that multiplies by codes of `form` and their scales.
 
-    Its names in a state dictionary are those of the layer that it stands for. Codes and scales are plain
-    tensors, so that whatever moves, hides or compiles a layer does so with this one.
+    Codes and scales are plain tensors, so that whatever moves, hides or compiles a layer does so with this
+    one. `weight` is a stand-in without memory: peft and diffusers look at its shape and its device, and take
+    its name in a state dictionary.
     """
 
+    codes: Tensor
     scales: Tensor
 
     def __init__(self, layer: nn.Linear, form: Quantization) -> None:
         """Takes the sides of `layer`, without values: `take` brings them."""
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         self.form: Quantization = form
-        self.register_buffer("scales", torch.empty(0), persistent=False)
+        for name in ("codes", "scales"):
+            self.register_buffer(name, torch.empty(0), persistent=False)
         self.requires_grad_(False)
 
     def take(self, weight: Tensor, device: torch.device) -> None:
         """Packs a weight `[out, in]` where it lies, and keeps what comes of it on `device`."""
         codes, scales = FORMS[self.form].pack(weight)
-        self.weight = nn.Parameter(codes.to(device), requires_grad=False)
-        self.scales = scales.to(device)
+        self.codes, self.scales = codes.to(device), scales.to(device)
+        nothing = torch.zeros(1, dtype=torch.uint8, device=weight.device)
+        self.weight = nn.Parameter(nothing.expand(self.sides), requires_grad=False)
 
     @property
     def sides(self) -> Sides:
@@ -65,11 +69,11 @@ class FrozenLinear(nn.Linear):
 
     def dense(self) -> Tensor:
         """The weight that is multiplied by, `[out, in]` float32."""
-        return FORMS[self.form].dense(self.weight, self.scales, self.sides)
+        return FORMS[self.form].dense(self.codes, self.scales, self.sides)
 
     def forward(self, input: Tensor) -> Tensor:
         """`input @ weight.T + bias` for an input `[..., in]`."""
-        found = FORMS[self.form].product(input, self.weight, self.scales, self.sides)
+        found = FORMS[self.form].product(input, self.codes, self.scales, self.sides)
         return found if self.bias is None else found + self.bias
 
 

@@ -80,7 +80,7 @@ def test_nothing_dense_is_kept_for_the_backward_pass(form: Quantization) -> None
     x = normal(32, SIDES[1]).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         layer(x)
-    assert {tensor.data_ptr() for tensor in kept} <= {layer.weight.data_ptr(), layer.scales.data_ptr()}
+    assert {tensor.data_ptr() for tensor in kept} <= {layer.codes.data_ptr(), layer.scales.data_ptr()}
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
