@@ -29,7 +29,9 @@ class Stage(Protocol):
 
 def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
     """The recipe in a file, checked against its family's options."""
-    return recipe.load(path, overrides=overrides, option_models=families.option_models())
+    return recipe.load(
+        path, overrides=overrides, option_models=families.option_models(), profile=families.profile
+    )
 
 
 def stage(name: str) -> Stage:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from eridiff.errors import RecipeError
 from eridiff.families.base import FamilyOptions, ModelFamily
 from eridiff.families.flux import Flux, FluxOptions
+from eridiff.families.profiles import Profile, ProfileName
 from eridiff.families.sd35 import Sd35, Sd35Options
 from eridiff.families.sdxl import Sdxl, SdxlOptions
 
@@ -25,6 +26,15 @@ def names() -> tuple[str, ...]:
 def option_models() -> dict[str, type[FamilyOptions]]:
     """The model of `model.options` for each family's name."""
     return {name: options for name, (_, options) in _FAMILIES.items()}
+
+
+def profile(name: str, options: Mapping[str, Any], card: ProfileName) -> Profile:
+    """What fits training of a family with these options into a card of that size.
+
+    Raises:
+        RecipeError: no such family, or options that it does not have.
+    """
+    return get(name, options).profiles[card]
 
 
 def get(name: str, options: Mapping[str, Any] | None = None) -> ModelFamily:
@@ -57,4 +67,4 @@ def get(name: str, options: Mapping[str, Any] | None = None) -> ModelFamily:
         ) from error
 
 
-__all__ = ["FamilyOptions", "ModelFamily", "get", "names", "option_models"]
+__all__ = ["FamilyOptions", "ModelFamily", "get", "names", "option_models", "profile"]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from eridiff.families.activations import Activations, Workload
 from eridiff.families.frozen.keep import PLAIN, Keep, Shape
+from eridiff.families.profiles import Profile, ProfileName
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,11 @@ class ModelFamily(Protocol):
     @property
     def options(self) -> FamilyOptions:
         """The family's section of the recipe, validated."""
+        ...
+
+    @property
+    def profiles(self) -> Mapping[ProfileName, Profile]:
+        """What fits training into cards of each size."""
         ...
 
     def latent_recipe(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from eridiff.families.base import (
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
 from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
+from eridiff.families.profiles import Profile, ProfileName, profile
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,13 @@ _SINGLE_MODULATION = r"single_transformer_blocks\.\d+\.norm\.linear"
 
 _DOUBLE_UNITS, _SINGLE_UNITS = 20.4, 19.3
 """Activations that a block keeps for its backward pass."""
+
+_PROFILES: Mapping[ProfileName, Profile] = {
+    "24gb": profile(quantize="int8"),  # 15.4 GB
+    "16gb": profile(quantize="int8", offload=0.25),  # 12.9 GB
+    "12gb": profile(quantize="int8", offload=0.5),  # 9.9 GB
+    "8gb": profile(quantize="int8", offload=0.75, optimizer="adamw8bit"),  # 6.6 GB
+}
 
 
 class FluxOptions(FamilyOptions):
@@ -92,6 +100,11 @@ class Flux:
     trainable_encoders: ClassVar[tuple[TrainableEncoder, ...]] = (TrainableEncoder("text_encoder"),)
     load_vae = autoencoder.load_vae
     encode_images = autoencoder.encode_images
+
+    @property
+    def profiles(self) -> Mapping[ProfileName, Profile]:
+        """12 billion weights are 12 GB in eight bits."""
+        return _PROFILES
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""

@@ -24,6 +24,7 @@ from eridiff.families.base import (
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
 from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
+from eridiff.families.profiles import Profile, ProfileName, profile
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,19 @@ _MODULATION = r"transformer_blocks\.\d+\.norm1(_context)?\.linear"
 _CLIP_TOKENS = 77
 _UNITS, _DUAL_UNITS = 23.3, 33.9
 """Activations that a block keeps for its backward pass."""
+
+_LARGE_PROFILES: Mapping[ProfileName, Profile] = {
+    "24gb": profile(),  # 18.3 GB
+    "16gb": profile(quantize="int8"),  # 10.3 GB
+    "12gb": profile(quantize="int8", offload=0.25),  # 8.6 GB
+    "8gb": profile(quantize="int8", offload=0.5, optimizer="adamw8bit"),  # 6.4 GB
+}
+_MEDIUM_PROFILES: Mapping[ProfileName, Profile] = {
+    "24gb": profile(checkpointing="auto"),  # 14.1 GB
+    "16gb": profile(),  # 5.6 GB
+    "12gb": profile(),
+    "8gb": profile(),
+}
 
 
 class Sd35Options(FamilyOptions):
@@ -98,6 +112,11 @@ class Sd35:
     )
     load_vae = autoencoder.load_vae
     encode_images = autoencoder.encode_images
+
+    @property
+    def profiles(self) -> Mapping[ProfileName, Profile]:
+        """Those of large, unless the options say that it is medium."""
+        return _MEDIUM_PROFILES if self.options.variant == "medium" else _LARGE_PROFILES
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""

@@ -31,6 +31,7 @@ from eridiff.families.base import (
 from eridiff.families.checkpoints import layouts
 from eridiff.families.checkpoints.layout import CheckpointLayout
 from eridiff.families.frozen.keep import PLAIN, Keep, Shape, blocks_of
+from eridiff.families.profiles import Profile, ProfileName, profile
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,13 @@ _UNITS, _RESNET_UNITS, _OUTSIDE_UNITS = 28.9, 3.0, 18.4
 """Activations kept for the backward pass: by a transformer block, by a residual block of its input and its
 output, and outside of both, of the first convolution's output."""
 _DOWN, _UP = re.compile(r"down_blocks\.(\d+)\."), re.compile(r"up_blocks\.(\d+)\.")
+
+_PROFILES: Mapping[ProfileName, Profile] = {
+    "24gb": profile(checkpointing="auto"),  # 12.8 GB
+    "16gb": profile(),  # 6.5 GB
+    "12gb": profile(),
+    "8gb": profile(offload=0.25),  # 5.5 GB
+}
 
 
 class SdxlOptions(FamilyOptions):
@@ -102,6 +110,11 @@ class Sdxl:
     )
     load_vae = autoencoder.load_vae
     encode_images = autoencoder.encode_images
+
+    @property
+    def profiles(self) -> Mapping[ProfileName, Profile]:
+        """2.6 billion weights are 5.1 GB."""
+        return _PROFILES
 
     def latent_recipe(self) -> dict[str, Any]:
         """The moments' definition."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,6 +22,8 @@ from eridiff.recipe.sections import Recipe
 Location = tuple[str | int, ...]
 Lines = dict[Location, int]
 Overrides = Sequence[str] | Mapping[str, Any]
+Profiles = Callable[[str, Mapping[str, Any], Any], Mapping[str, Mapping[str, Any]]]
+"""A family's name, its options and a profile's name to the profile: section to keys and values."""
 Validated = TypeVar("Validated", bound=BaseModel)
 
 _OTHER_TRAINERS = {
@@ -35,7 +37,10 @@ _OTHER_TRAINERS = {
     "gradient_accumulation": "gradient_accumulation_steps",
     "name_or_path": "base",
     "pretrained_model_name_or_path": "base",
-    "quantize": "base",
+    "qtype": "quantize",
+    "layer_offloading": "offload",
+    "blocks_to_swap": "offload",
+    "low_vram": "offload",
     "caption_dropout": "caption_dropout_rate",
     "image_dir": "folder_path",
     "walk_seed": "seeds",
@@ -52,6 +57,7 @@ def load(
     *,
     overrides: Overrides = (),
     option_models: Mapping[str, type[BaseModel]],
+    profile: Profiles | None = None,
 ) -> Recipe:
     """The recipe in a YAML file.
 
@@ -60,6 +66,8 @@ def load(
         overrides: `["train.steps=500", ...]` with values in YAML, or `{"train.steps": 500, ...}`; a nested
             mapping is merged key by key.
         option_models: the model of `model.options` for each family's name.
+        profile: what a family with some options sets for the recipe's `profile`; a recipe that names one
+            cannot be read without.
 
     Raises:
         RecipeError: the file is missing, not YAML, or says something that a recipe cannot say; each fault is
@@ -73,8 +81,19 @@ def load(
     options = _validated(
         option_models[recipe.model.family], recipe.model.options, path, lines, ("model", "options")
     )
+    if recipe.profile is not None:
+        if profile is None:
+            raise ValueError("the recipe names a profile, and no profiles were given")
+        _fill(data, profile(recipe.model.family, recipe.model.options, recipe.profile))
+        recipe = _validated(Recipe, data, path, lines, ())
     model = recipe.model.model_copy(update={"options": options.model_dump(mode="json")})
     return recipe.model_copy(update={"model": model})
+
+
+def _fill(data: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> None:
+    """Gives sections those keys that they lack."""
+    for section, keys in defaults.items():
+        data[section] = {**keys, **(data.get(section) or {})}
 
 
 def dump(recipe: Recipe) -> str:

@@ -372,6 +372,9 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     trigger_word: str | None = None
     """Put in front of captions that lack it; `[trigger]` stands for it."""
+    profile: Literal["24gb", "16gb", "12gb", "8gb"] | None = None
+    """Settings that fit training at 1024² px into a card of that size, the family's own; keys that the recipe
+    gives count before them. `eridiff recipe` shows them."""
     model: Model
     datasets: Annotated[tuple[Dataset, ...], Field(min_length=1)]
     ingest: Ingest = Ingest()
