@@ -50,7 +50,7 @@ def to_values(pixels: Tensor) -> Tensor:
     Equal to the bit on every device: torch divides by a tensor, but multiplies by the inverse of a number.
     """
     values = pixels.movedim(-1, 1).contiguous().float()
-    return values.div_(values.new_tensor(255)).sub_(0.5).div_(0.5)
+    return values.div_(values.new_full((), 255)).sub_(0.5).div_(0.5)
 
 
 def _decode(job: LatentJob, data: bytes) -> np.ndarray | UnusableImage:
