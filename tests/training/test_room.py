@@ -88,7 +88,8 @@ def test_activations_and_lora_at_published_sizes_are_those_that_torch_counts(
 ) -> None:
     name, size = BASES[case.recipe]
     family, network = families.get(name, {}), Network(linear=16, linear_alpha=16)
-    denoiser = build_denoiser_on_meta(name, size).to(torch.bfloat16).requires_grad_(False)
+    denoiser: Any = build_denoiser_on_meta(name, size)
+    denoiser = denoiser.to(torch.bfloat16).requires_grad_(False)
     shapes = {key: tuple(weight.shape) for key, weight in denoiser.named_parameters()}
     blocks = blocks_of((key for key, _ in denoiser.named_modules()), family.checkpoint.blocks)
     inject(denoiser, network, family, seed=0)
