@@ -1,8 +1,8 @@
 """The indexes of all parts of a store, merged: where each item lies.
 
 A part's index is a Parquet file named by its own digest, so an index that was damaged or torn is known by its
-name. It holds two checks of each tensor's bytes: a sha256, and a CRC-32, which finds damage several times
-faster (parts of format 1 have none). Indexes of finished parts are also kept merged in one Arrow file,
+name. It holds two checks of each tensor's bytes: a sha256, and a CRC-32, which finds damage in half the time
+(parts of format 1 have none). Indexes of finished parts are also kept merged in one Arrow file,
 likewise named by its digest, which makes a store of thousands of parts open at once. The merged file is only
 a cache: it can be deleted.
 """
