@@ -7,7 +7,7 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from eridiff.errors import EridiffError
+from eridiff.errors import EridiffError, Unreachable
 from eridiff.recipe import Recipe
 
 RETRIES = 2
@@ -15,8 +15,10 @@ DELAYS_S = [10.0, 60.0]
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a failure may pass by itself: an I/O error may, bad input and a request to stop never do."""
-    return isinstance(error, OSError) and not isinstance(error, EridiffError)
+    """Whether a failure may pass by itself: I/O errors may, bad input and a request to stop never do."""
+    return isinstance(error, Unreachable) or (
+        isinstance(error, OSError) and not isinstance(error, EridiffError)
+    )
 
 
 def retry_if_it_may_pass(_task: Task[..., Any], _run: TaskRun, state: State) -> bool:

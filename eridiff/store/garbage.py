@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from eridiff.store.parts import TensorStore
-from eridiff.store.paths import AnyPath, folders_in
+from eridiff.store.paths import AnyPath, all_in, folders_in
 from eridiff.store.paths import remove as remove_path
 from eridiff.store.snapshots import Snapshot, text_key
 from eridiff.store.workspace import Workspace
@@ -118,7 +118,7 @@ def _old(paths: tuple[AnyPath, ...], min_age_s: float) -> bool:
 
 def _newest(path: AnyPath) -> float:
     times = [0.0]
-    for file in _files(path):
+    for file in all_in(path):
         with suppress(FileNotFoundError):
             times.append(file.stat().st_mtime)
     return max(times)
@@ -126,11 +126,7 @@ def _newest(path: AnyPath) -> float:
 
 def _size(path: AnyPath) -> int:
     total = 0
-    for file in _files(path):
+    for file in all_in(path):
         with suppress(FileNotFoundError):
             total += file.stat().st_size
     return total
-
-
-def _files(path: AnyPath) -> Iterator[AnyPath]:
-    return path.rglob("*") if path.is_dir() else iter((path,))

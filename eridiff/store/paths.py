@@ -81,6 +81,13 @@ def folders_in(folder: AnyPath) -> list[AnyPath]:
     return sorted(path for path in folder.glob("*") if path.is_dir())
 
 
+def all_in(path: AnyPath) -> list[AnyPath]:
+    """What lies below a folder, at any depth: files, and on disk folders, too; a file alone is itself."""
+    if not path.is_dir():
+        return [path]
+    return [*(path.files() if isinstance(path, RemotePath) else path.rglob("*"))]
+
+
 @contextmanager
 def opened_here(path: AnyPath) -> Iterator[Path]:
     """A path on this machine to read a file at, as long as the block lasts: itself, or of a local copy.

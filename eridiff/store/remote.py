@@ -133,9 +133,10 @@ class RemotePath:
             found = self.storage.glob(f"{self._key}/{pattern}")
         return (self._at(PurePosixPath(path)) for path in sorted(map(str, found)))
 
-    def rglob(self, pattern: str) -> Iterator[RemotePath]:
-        """Files at any depth that match a pattern."""
-        return self.glob(f"**/{pattern}")
+    def files(self) -> list[RemotePath]:
+        """All files below this folder, at any depth, sorted."""
+        with self._asking():
+            return [self._at(PurePosixPath(path)) for path in sorted(self.storage.find(self._key))]
 
     def read_bytes(self) -> bytes:
         """All of a file.

@@ -159,7 +159,7 @@ print(time.monotonic() - started, file=sys.stderr)
 
 @pytest.mark.parametrize("command", ["plan", "status"])
 def test_looking_takes_seconds_and_loads_no_tensor_library(made: Elsewhere, command: str) -> None:
-    before = sorted(str(path) for path in made.data.rglob("*"))
+    before = sorted(str(path) for path in made.data.files())
     words = made.command(command, "--json")
     done = subprocess.run(
         [sys.executable, "-c", LOOK, *words[3:]],
@@ -172,7 +172,7 @@ def test_looking_takes_seconds_and_loads_no_tensor_library(made: Elsewhere, comm
     rows = {row["stage"]: row for row in json.loads(done.stdout)}
     assert [rows[stage]["missing"] for stage in ("ingest", "precompute", "train")] == [0, 0, 0]
     assert float(done.stderr.split()[-1]) < 20  # 2 s on an idle machine
-    assert sorted(str(path) for path in made.data.rglob("*")) == before
+    assert sorted(str(path) for path in made.data.files()) == before
 
 
 @pytest.mark.slow
@@ -217,10 +217,10 @@ def test_gc_removes_elsewhere_what_nothing_leads_to(
     for stage in ("ingest", "precompute"):
         pipeline.run_stage(stage, elsewhere.recipe)
     kept = contents(latent_space(elsewhere.recipe).store())
-    before = {str(path) for path in elsewhere.data.rglob("*")}
+    before = {str(path) for path in elsewhere.data.files()}
 
     assert garbage(places(elsewhere), [elsewhere.recipe], old_runs=False, min_age_s=3600) == []
-    assert {str(path) for path in elsewhere.data.rglob("*")} == before
+    assert {str(path) for path in elsewhere.data.files()} == before
     written_out = elsewhere.project.root / "whole.yaml"  # housekeeping takes no overrides
     written_out.write_text(json.dumps(elsewhere.recipe.model_dump(mode="json")))
     capsys.readouterr()
@@ -229,7 +229,7 @@ def test_gc_removes_elsewhere_what_nothing_leads_to(
     found = json.loads(capsys.readouterr().out)
     assert {row["what"] for row in found} == {"snapshot", "text"}
     assert all(row["bytes"] > 0 for row in found)
-    removed = before - {str(path) for path in elsewhere.data.rglob("*")}
+    removed = before - {str(path) for path in elsewhere.data.files()}
     assert {Path(path).suffix for path in removed} == {".parquet", ".json", ".safetensors"}
     assert contents(latent_space(elsewhere.recipe).store()) == kept
     assert pipeline.stage("precompute").plan(elsewhere.recipe).complete

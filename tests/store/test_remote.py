@@ -11,9 +11,12 @@ import pytest
 
 from eridiff.errors import RecipeError, StoreError, Unreachable
 from eridiff.store.files import atomic_path, read_json, remove_abandoned, write_atomic, write_json
+from eridiff.store.garbage import InUse, find_garbage
+from eridiff.store.garbage import remove as remove_garbage
 from eridiff.store.parts import Item, StoredTensor, TensorStore
 from eridiff.store.paths import contents, folders_in, mapped, opened_here, path_at, remove, sizes_in
 from eridiff.store.remote import RemotePath
+from eridiff.store.workspace import Workspace
 
 ITEM_BYTES = 4096
 
@@ -66,7 +69,7 @@ def test_what_is_written_is_listed_and_read(root: RemotePath) -> None:
     remove(root / "one" / "a.json")
     remove(root / "one" / "a.json")
     remove(root / "one")
-    assert list(root.rglob("*")) == []
+    assert root.files() == []
 
 
 def test_a_large_file_stays_as_a_copy_and_comes_back_when_that_is_gone(root: RemotePath) -> None:
@@ -234,6 +237,25 @@ def test_what_a_storage_says_is_told_and_is_no_damage(
             assert str(caught.value.where).startswith(str(root))
     assert bytes(reader.get("item-0")["x"].data) == bytes(ITEM_BYTES)
     assert store.missing(["item-0"]) == []
+
+
+def test_garbage_is_found_and_removed_elsewhere(root: RemotePath, tmp_path: Path) -> None:
+    place = Workspace(root, tmp_path / "runs", tmp_path)
+    for space in ("used", "unused"):
+        TensorStore(place.latents, space).append([item(1)])
+    write_atomic(place.images / "old.tar", b"images")
+    used = InUse(frozenset(), frozenset({"used"}), frozenset())
+    assert find_garbage(place, used, min_age_s=3600) == []
+    found = find_garbage(place, used, min_age_s=0)
+    assert [(one.what, str(one.paths[0].name)) for one in found][:2] == [
+        ("image shard", "old.tar"),
+        ("latents", "unused"),
+    ]
+    assert found[0].nbytes == 6
+    assert found[1].nbytes == TensorStore(place.latents, "unused").nbytes()
+    remove_garbage(found)
+    assert root.files() == []
+    remove_garbage(found)
 
 
 def test_addresses_that_cannot_be_opened_are_told(tmp_path: Path) -> None:
