@@ -112,7 +112,8 @@ def _put_in_encoders(encoders: Encoders, network: Network, family: ModelFamily) 
     for encoder in family.trainable_encoders:
         if encoder.name in encoders:
             model = encoders[encoder.name]
-            targets = choose_in_encoder(model, encoder, network)
+            linear = [name for name, kind in adaptable(model).items() if kind == "linear"]
+            targets = choose_in_encoder(linear, encoder, network)
             put_in(model, targets)
             named += [replace(target, name=parameter_name(encoder.name, target.name)) for target in targets]
     return tuple(named)

@@ -78,7 +78,7 @@ def footprint(
     return Footprint(
         base=sum(size for block, size in weights.items() if block not in absent)
         + min(_VISITING, len(absent)) * max((weights[block] for block in absent), default=0),
-        lora=(12 if recipe.network.starts_from_weights else 8) * trained,
+        lora=lora_bytes(recipe.network, trained),
         optimizer=state_bytes(train, trained),
         activations=activations.peak(frozenset(names) if checkpointed else absent) * item_bytes // 2,
         workspace=item_bytes
@@ -91,6 +91,11 @@ def footprint(
             default=0,
         ),
     )
+
+
+def lora_bytes(network: Network, num_trained: int) -> int:
+    """Bytes of so many trained numbers with their gradients, and with their start where it counts."""
+    return (12 if network.starts_from_weights else 8) * num_trained
 
 
 def state_bytes(train: Train, num_trained: int) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eridiff.families.activations import Workload
 from eridiff.families.checkpoints.fitting import shapes_of
+from eridiff.training.encoder_footprint import with_encoders
 from eridiff.training.footprint import CONTEXT_BYTES, Footprint, footprint
 
 if TYPE_CHECKING:
@@ -59,26 +60,30 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
     Args:
         recipe: its settings.
         family: the recipe's.
-        base: files of the denoiser, whose headers are read.
+        base: files of the denoiser, and of text encoders that are trained; their headers are read.
         samples: what is trained on; where there is none yet, squares of the recipe's resolution count.
 
     Raises:
-        ModelError: the base lacks the denoiser.
+        ModelError: the base lacks the denoiser, or a text encoder that is trained.
     """
     name = base.layout.denoiser
     shapes = shapes_of(base.layout.models[name], base.component(name))
     work, card = largest_batch(recipe, family, samples), card_bytes(recipe)
     asked = recipe.train.gradient_checkpointing
+
+    def needed(*, checkpointed: bool) -> Footprint:
+        denoisers = footprint(recipe, family, shapes, work, checkpointed=checkpointed)
+        return with_encoders(denoisers, recipe, family, base)
+
     found = Room(
-        footprint(recipe, family, shapes, work, checkpointed=asked is True),
+        needed(checkpointed=asked is True),
         asked is True,
         card,
         next_saving(recipe.train, recipe.model.quantize),
     )
     if found.fits or asked != "auto":
         return found
-    saved = footprint(recipe, family, shapes, work, checkpointed=True)
-    return Room(saved, True, card, found.advice)
+    return Room(needed(checkpointed=True), True, card, found.advice)
 
 
 def largest_batch(recipe: Recipe, family: ModelFamily, samples: Iterable[Sample]) -> Workload:

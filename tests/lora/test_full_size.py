@@ -72,7 +72,7 @@ def random_encoder_lora(encoders: dict[str, nn.Module], network: Network, family
     random, layers = torch.Generator().manual_seed(1), {}
     for encoder in family.trainable_encoders:
         model = encoders[encoder.name]
-        for target in choose_in_encoder(model, encoder, network):
+        for target in choose_in_encoder(list(adaptable(model)), encoder, network):
             height, width = model.get_submodule(target.name).weight.shape
             down = torch.randn(target.rank, width, generator=random)
             up = torch.randn(height, target.rank, generator=random)
