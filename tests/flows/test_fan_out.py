@@ -14,6 +14,8 @@ from stages import pipeline
 from tests.flows.project import Project, make_base, make_project
 
 ELSEWHERE = {"processes": None, "dask": "prefect_dask", "ray": "prefect_ray"}
+RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""Ray writes nothing to the user's home, and its workers are no slower than the rest on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +37,20 @@ def stores(project: Project) -> list[TensorStore]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # workers load every library on their own
 @pytest.mark.parametrize("workers", ELSEWHERE)
 def test_parts_run_elsewhere_store_the_same(
-    prefect_server: None, tmp_path: Path, base: Path, workers: fan_out.Workers
+    prefect_server: None,
+    tmp_path: Path,
+    base: Path,
+    workers: fan_out.Workers,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = ELSEWHERE[workers]
     if package and not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed")
+    for name, value in RAY.items():
+        monkeypatch.setenv(name, value)
     alone = make_project(tmp_path / "alone", base, num_images=6)
     for stage in ("ingest", "precompute"):
         pipeline.run_stage(stage, pipeline.load_recipe(alone.recipe))
