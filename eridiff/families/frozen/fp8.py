@@ -40,7 +40,7 @@ def refuse_without_hardware(device: torch.device) -> None:
 
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes `[out, in]`, e4m3 seen as uint8, and scales `[out]` float32 of a weight `[out, in]`."""
-    codes, scales = _rounded(weight.float())
+    codes, scales = _rounded(weight)
     # As bytes: a float8 parameter would make peft round its factors to float8, too.
     return codes.view(torch.uint8), scales[:, 0].contiguous()
 
@@ -87,8 +87,9 @@ def _multiplied(rows: Tensor, right: Tensor, scales: Tensor, dtype: torch.dtype 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and float32 scales `[n, 1]` of rows `[n, k]`: the largest of each row gets the largest code."""
-    scales = (rows.abs().amax(dim=1, keepdim=True).float() / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
-    return (rows.float() / scales).clamp(-_MOST, _MOST).to(_CODES), scales
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
+    scales = (largest / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows / scales).clamp_(-_MOST, _MOST).to(_CODES), scales
 
 
 def _sides(codes: Tensor) -> tuple[int, int]:

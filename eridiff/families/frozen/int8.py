@@ -21,9 +21,9 @@ def pack(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     The scales are rounded before codes are made, so that rounding them costs nothing.
     """
-    weight = weight.float()
-    scales = (weight.abs().amax(dim=1) / _MOST).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
-    codes = (weight / scales.float()[:, None]).round().clamp(-_MOST, _MOST)
+    largest = torch.linalg.vector_norm(weight, torch.inf, dim=1, dtype=torch.float32)
+    scales = (largest / _MOST).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+    codes = (weight / scales.float()[:, None]).round_().clamp_(-_MOST, _MOST)
     return codes.to(torch.int8), scales
 
 
