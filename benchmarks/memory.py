@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.random_bases import BASES, DEVICE
 from benchmarks.rows import Row, shown
-from benchmarks.train_step import CASES, Case, random_batch, synchronize
+from benchmarks.train_step import CASES, Case, free, random_batch, synchronize
 from eridiff import families
 from eridiff.demo.architecture import build_denoiser_on_meta
 from eridiff.errors import ModelError
@@ -160,7 +160,8 @@ def measured(trial: Trial, steps: int) -> Row:
     """
     if trial.cap_gb is not None:
         total = torch.cuda.get_device_properties(DEVICE).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(trial.cap_gb * 1e9 / total, 1.0), DEVICE)
+        torch.cuda.set_per_process_memory_fraction(min(trial.cap_gb * 1e9 / total, 1.0))
+    free()
     case = SINGLES[trial.recipe]
     family = families.get(BASES[trial.recipe][0], family_options(trial.recipe))
     denoiser = kept_denoiser(trial)

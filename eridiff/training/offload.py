@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from eridiff.errors import ModelError
 from eridiff.families.frozen.keep import away, blocks_of
 
 _ALIGNED = 64
@@ -41,6 +42,9 @@ def offload_blocks(denoiser: nn.Module, blocks: str, share: float, device: torch
 
     Returns:
         The number of blocks.
+
+    Raises:
+        ModelError: the system does not give the memory.
     """
     names = blocks_of((name for name, _ in denoiser.named_modules()), blocks)
     chosen = away(names, share)
@@ -223,13 +227,23 @@ def _page_locked(nbytes: int, device: torch.device) -> Tensor:
 
     torch's own pinned memory comes in powers of two: up to twice what is asked for. Pages are mapped and
     locked here, so that a base takes its own size.
+
+    Raises:
+        ModelError: the system does not give it.
     """
     pages = mmap.mmap(-1, max(nbytes, 1))
     memory = torch.frombuffer(pages, dtype=torch.uint8)
     if device.type == "cuda":
         runtime: Any = torch.cuda.cudart()
         address = memory.data_ptr()
-        torch.cuda.check_error(int(runtime.cudaHostRegister(address, len(pages), 0)))
+        code = int(runtime.cudaHostRegister(address, len(pages), 0))
+        if code:
+            raise ModelError(
+                "the system's memory cannot be locked for blocks that stay in it",
+                where="train.offload",
+                found=f"{len(pages) / 1e9:.2f} GB refused, CUDA error {code}",
+                fix="lower train.offload, or set model.quantize: int8 or nf4",
+            )
         weakref.finalize(memory.untyped_storage(), _unlock, pages, address).atexit = False
     return memory
 

@@ -189,13 +189,12 @@ def test_on_a_gpu_too_and_only_two_blocks_are_there_at_once(larger_world: World,
     offloaded(larger_world, denoiser, 1.0, CUDA)
     assert all(tensor.is_pinned() for tensor in frozen)
     assert len(blocks) > 2
-    for number in range(3):
+    for number in range(4):  # the first pass foresees nothing, the second one sends for the first block
         before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
         with torch.no_grad():
             losses(larger_world.family, denoiser, batch)
         torch.cuda.synchronize()
-        assert number == 0 or torch.cuda.memory_allocated() == before
+        assert number < 2 or torch.cuda.memory_allocated() == before
     for _ in range(3):
         found = gradients(larger_world, denoiser, parameters, batch)
         for one, other in zip(found, wanted, strict=True):

@@ -80,7 +80,7 @@ class _Product(torch.autograd.Function):
 
 def _multiplied(rows: Tensor, right: Tensor, scales: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """`rows @ (right * scales)` with rows rounded to fp8, in the dtype of rows or another."""
-    codes, own = _rounded(rows)
+    codes, own = _rounded(rows.contiguous())
     found = torch._scaled_mm(codes, right, scale_a=own, scale_b=scales, out_dtype=torch.bfloat16)
     return found.to(dtype or rows.dtype)
 
