@@ -14,8 +14,8 @@ demo: export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/installed  ## Train a LoRA on the package's own images and tiny base: FAMILY=sdxl|sd35|flux
 	$(BIN)/python -m flows.train_lora configs/demo-$(FAMILY).yaml
 
-test: $(VENV)/installed-dev  ## All but the slow ones; needs no GPU
-	$(BIN)/python -m pytest -m 'not slow'
+test: $(VENV)/installed-dev  ## All but the slow ones, two at a time; needs no GPU
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist worksteal --durations 25
 
 test-all: $(VENV)/installed-dev  ## Kills at random moments and whole services, too
 	$(BIN)/python -m pytest
