@@ -21,7 +21,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from eridiff.registry import Verdict
 from stages import pipeline, publish
@@ -97,7 +99,7 @@ def judged_dataset(folder: Path, count: int) -> Path:
     recipe = pipeline.load_recipe(config)
     pipeline.run_stage("ingest", recipe)
     source = folder / "lora.safetensors"
-    source.write_bytes(b"stands for a LoRA")
+    save_file({"stands.for.a.lora": np.zeros(1, np.float32)}, source)
     snapshot = current_snapshot(recipe).id
     verdict = Verdict("promoted", "", publish.made_of(recipe), "run", snapshot, str(source), 0.5, 0.6)
     publish.registry_of(recipe).add(verdict, keep=1, serve=None)
