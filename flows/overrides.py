@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, create_model
 
 from eridiff.recipe import Recipe
-from eridiff.recipe.sections import Section
+from eridiff.recipe.fields import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
 

@@ -1,25 +1,11 @@
 """The recipe: one YAML file a run, in ai-toolkit's keys, as frozen models."""
 
+from eridiff.recipe.dataset import Base, BaseParts, Dataset, Ingest, Model, Precompute
+from eridiff.recipe.evaluation import Publish, Retrain, Sample, Validation
 from eridiff.recipe.loading import Overrides, dump, load, schema
-from eridiff.recipe.sections import (
-    Base,
-    BaseParts,
-    Dataset,
-    Ema,
-    Ingest,
-    Logging,
-    Model,
-    Network,
-    Precompute,
-    Publish,
-    Recipe,
-    Retrain,
-    Sample,
-    Save,
-    Storage,
-    Train,
-    Validation,
-)
+from eridiff.recipe.recipe import Recipe
+from eridiff.recipe.storage import Storage
+from eridiff.recipe.training import Ema, Logging, Network, Save, Train
 
 __all__ = [
     "Base",

@@ -17,7 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from eridiff.errors import RecipeError
-from eridiff.recipe.sections import Recipe
+from eridiff.recipe.recipe import Recipe
 
 Location = tuple[str | int, ...]
 Lines = dict[Location, int]

@@ -86,7 +86,7 @@ BAD = {
         r"model\.options\.t5_len.*did you mean 't5_length'",
     ),
     "DoRA": (GOOD + "network:\n  type: dora\n", r"line 11, key network\.type.*norm of W, training"),
-    "LoKr": (GOOD + "network:\n  type: LoKr\n", r"network\.type.*diffusers refuses them"),
+    "LoKr": (GOOD + "network:\n  type: LoKr\n", r"network\.type.*diffusers loads none of them"),
     "another network": (GOOD + "network:\n  type: lorra\n", r"network\.type.*'lora'"),
     "PiSSA of convolutions": (GOOD + "network: {conv: 4, init: pissa}\n", r"network\.init.*network\.conv"),
     "PiSSA from a file": (
