@@ -109,8 +109,7 @@ class Service:
         try:
             self.run(deployment, **parameters)
         except HTTPError as error:
-            with error:
-                return 400 <= error.code < 500
+            return 400 <= error.code < 500
         return False
 
     def state(self, run: str) -> dict[str, Any]:
