@@ -132,7 +132,7 @@ def _try_rates(
             parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
-    except (RuntimeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, ValueError) as error:  # NotImplementedError is a RuntimeError
         raise RecipeError(
             f"{type(optimizer).__name__} does not train at several rates: {error}",
             where="train",
