@@ -90,14 +90,15 @@ def test_a_compiled_vae_gives_the_same_for_every_shape(world: World, compiled: l
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_starting_a_batch_of_images_waits_for_nothing(world: World) -> None:
     device = find_device("cuda")
     vae = world.family.load_vae(base_of(world.recipe), device=device, dtype=torch.float32)
     encoder = LatentEncoder(world.family, vae, 4096)
     pixels = [np.full((96, 128, 3), level, np.uint8) for level in (0, 100, 255)]
     wanted = encoder.start(pixels)()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         finish = encoder.start(pixels)
     finally:
         torch.cuda.set_sync_debug_mode("default")
