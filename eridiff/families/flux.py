@@ -158,9 +158,11 @@ class Flux:
         self, base: Base, *, device: torch.device, dtype: torch.dtype, keep: Keep = PLAIN
     ) -> torch.nn.Module:
         """The transformer, frozen."""
+        from eridiff.families.attention.processors import FluxProcessor
         from eridiff.families.checkpoints.loading import load_model
 
         transformer = load_model(base, "transformer", device=device, dtype=dtype, keep=keep)
+        transformer.set_attn_processor(FluxProcessor())
         return transformer.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

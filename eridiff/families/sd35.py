@@ -185,6 +185,7 @@ class Sd35:
         Raises:
             ModelError: the base is not of the variant that the options name.
         """
+        from eridiff.families.attention.processors import JointProcessor
         from eridiff.families.checkpoints.loading import load_model
 
         transformer = load_model(base, "transformer", device=device, dtype=dtype, keep=keep)
@@ -197,6 +198,7 @@ class Sd35:
                 wanted=self.options.variant,
                 fix="set model.base or model.options.variant",
             )
+        transformer.set_attn_processor(JointProcessor())
         return transformer.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

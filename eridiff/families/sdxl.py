@@ -172,10 +172,13 @@ class Sdxl:
         Raises:
             ModelError: the base's own scheduler says that it predicts something else than the options do.
         """
+        from eridiff.families.attention.processors import CrossProcessor
         from eridiff.families.checkpoints.loading import load_model
 
         self._refuse_other_prediction(base)
-        return load_model(base, "unet", device=device, dtype=dtype, keep=keep).train()
+        unet = load_model(base, "unet", device=device, dtype=dtype, keep=keep)
+        unet.set_attn_processor(CrossProcessor())
+        return unet.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The UNet's noise or v `[B, 4, h, w]`.
