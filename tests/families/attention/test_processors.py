@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from tests.families.samples import CAPTIONS, conditioning
 
+# Dynamo looks at `.grad` of whatever it meets.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 THEIRS = {"flux": FluxAttnProcessor, "sd35": JointAttnProcessor2_0, "sdxl": AttnProcessor2_0}
 
 
@@ -69,3 +71,15 @@ def test_recomputed_gradients_are_theirs(tiny: Any) -> None:
     denoiser.enable_gradient_checkpointing()
     found, wanted = passed(tiny, denoiser), passed(tiny, with_theirs(tiny))
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_whole_they_are_theirs(tiny: Any) -> None:
+    denoisers = copy.deepcopy(tiny.denoiser), with_theirs(tiny)
+    for denoiser in denoisers:
+        for module in attentions(denoiser).values():
+            module.forward = torch.compile(module.forward, backend="aot_eager", fullgraph=True)
+    found, wanted = (passed(tiny, denoiser) for denoiser in denoisers)
+    assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
+    for one, two in zip(found, passed(tiny, tiny.denoiser), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5 * float(two.abs().max()))
