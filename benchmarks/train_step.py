@@ -266,7 +266,7 @@ def own_loop(case: Case, family: ModelFamily, batch: Batch, settings: Settings) 
         return check_gradients(
             family,
             denoiser,
-            parameters,
+            trainer.parameters,
             batch,
             trainer.gradient,
             backend=settings.attention,

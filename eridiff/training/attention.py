@@ -1,8 +1,9 @@
 """Which attention a GPU runs, and the proof that its gradients are right before the first step.
 
-Left to choose, torch 2.11 with cuDNN 9.19 took a backend whose backward pass was wrong inside a transformer
-while its outputs were right. So the backend is always named here, cuDNN is never among them, and the
-gradients of the run's own first batch are compared with those of plain matrix products.
+cuDNN is the fastest on Hopper and later. Its backward pass needs gradients that always lie in memory the same
+way, which `families.attention.attend` sees to; where they did not, torch 2.11 with cuDNN 9.19 gave wrong
+gradients from right outputs. So backends are always named here, and the gradients of the run's own first
+batch are compared with those of plain matrix products.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ logger = logging.getLogger(__name__)
 
 BACKENDS: Mapping[str, tuple[SDPBackend, ...]] = {
     "auto": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "cudnn": (SDPBackend.CUDNN_ATTENTION,),
     "flash": (SDPBackend.FLASH_ATTENTION,),
     "efficient": (SDPBackend.EFFICIENT_ATTENTION,),
     "math": (SDPBackend.MATH,),
 }
-"""`train.attention` to the backends that may run, first choice first."""
+"""`train.attention` to the backends that may run, first choice first; see `backends` for `auto`."""
 
-NO_KERNEL = ("No available kernel", "No viable backend")
+CUDNN_FIRST = (9, 0)
+"""Compute capability from which `auto` asks cuDNN first: half to two thirds of Flash's time on Hopper."""
+
+NO_KERNEL = ("No available kernel", "No viable backend", "cuDNN Frontend error")
 """How torch says that none of the named backends takes the tensors at hand."""
 
 TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
@@ -41,15 +46,22 @@ Rounding alone makes some percent in bfloat16 in the deepest denoisers; a wrong 
 """
 
 
+def backends(name: str) -> tuple[SDPBackend, ...]:
+    """The backends that may run under `name` on the current device, first choice first."""
+    if name == "auto" and torch.cuda.is_available() and torch.cuda.get_device_capability() >= CUDNN_FIRST:
+        return (*BACKENDS["cudnn"], *BACKENDS["auto"])
+    return BACKENDS[name]
+
+
 @contextmanager
 def attention(name: str) -> Iterator[None]:
-    """A context in which attention runs on the backends of `name`; backward passes belong inside, too.
+    """A context in which attention runs on the `backends` of a name; backward passes belong inside, too.
 
     Raises:
         ModelError: that backend cannot run what the denoiser asks of it.
     """
     try:
-        with sdpa_kernel(list(BACKENDS[name]), set_priority=True):
+        with sdpa_kernel(list(backends(name)), set_priority=True):
             yield
     except RuntimeError as error:
         if not any(text in str(error) for text in NO_KERNEL):
@@ -58,7 +70,7 @@ def attention(name: str) -> Iterator[None]:
             f"the attention backend {name!r} cannot run this denoiser on this device",
             where="train.attention",
             found=str(error),
-            fix="set train.attention: auto, efficient or math",
+            fix="set train.attention: flash, efficient or math",
         ) from error
 
 
@@ -94,6 +106,9 @@ def check_gradients(
     """
     if backend == "math":
         return 0.0
+    if backend == "auto":
+        order = [choice.name.lower().removesuffix("_attention") for choice in backends(backend)]
+        logger.info("Attention 'auto' is the first of %s that takes the tensors.", ", ".join(order))
     with recomputing(denoiser):
         checked, wanted = _reference(family, denoiser, parameters, batch)
     with attention(backend), nullcontext() if checked is batch else eagerly():
@@ -106,7 +121,7 @@ def check_gradients(
             where="train.attention",
             found=f"relative difference {difference:.2g} from plain products, at latents {_size(checked)}",
             wanted=f"at most {TOLERANCE[dtype]:g}",
-            fix="set train.attention: efficient or math",
+            fix="set train.attention: flash, efficient or math",
         )
     return difference
 

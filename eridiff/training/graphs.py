@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from eridiff.diffusion.objectives import Losses
-from eridiff.training.gradients import GradientBuffer
 from eridiff.training.step import Batch
 
 Pass = Callable[[Batch, Tensor], Losses]
-"""Adds the gradients of a batch's summed loss, times a factor, to a buffer; returns the losses, detached."""
+"""Adds up the gradients of a batch's summed loss, times a factor; returns the losses, detached."""
 
 Shapes = tuple[torch.Size, ...]
 MAX_RECORDINGS = 32
@@ -41,18 +40,17 @@ class Recorded:
 
     Args:
         run: the pass, on a CUDA device; it must not wait for the device.
-        buffer: where its gradients go.
         device: the CUDA device.
     """
 
-    def __init__(self, run: Pass, buffer: GradientBuffer, device: torch.device) -> None:
-        self._run, self._buffer, self._device = run, buffer, device
+    def __init__(self, run: Pass, device: torch.device) -> None:
+        self._run, self._device = run, device
         self._met: set[Shapes] = set()
         self._recordings: dict[Shapes, _Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch, factor: float) -> Losses:
-        """The losses of `batch`, which may lie in pinned memory; its gradients are added to the buffer."""
+        """The losses of `batch`, which may lie in pinned memory; the pass adds up its gradients."""
         shapes = tuple(tensor.shape for tensor in batch.tensors())
         recording = self._recordings.get(shapes)
         if recording is None:

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from eridiff.devices import DTYPES
 from eridiff.diffusion.objectives import Losses
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
 from eridiff.families.frozen.linear import quantization_of
-from eridiff.lora.forward import compute_in_input_precision
+from eridiff.lora.forward import compute_in_input_precision, join_projections, lora_forwards
+from eridiff.lora.rounding import Rounding
 from eridiff.recipe import Train
 from eridiff.training.compiling import compile_blocks
-from eridiff.training.gradients import GradientBuffer
+from eridiff.training.flat import FlatParameters
 from eridiff.training.graphs import Recorded
 from eridiff.training.offload import offload_blocks
 from eridiff.training.recompute import recompute
@@ -26,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 class Passes:
-    """Fills a gradient buffer with the gradients of batches.
+    """Fills flat memory with the gradients of batches.
 
     Args:
         family: makes predictions and losses.
         denoiser: on the device, with its LoRA; its blocks are compiled in place where asked for.
-        buffer: its first two extras take the sums of the weighted and the plain losses.
+        flat: all trained parameters; its first two extras take the sums of the weighted and plain losses.
         settings: the recipe's section.
         device: where everything lies.
     """
@@ -40,14 +42,18 @@ class Passes:
         self,
         family: ModelFamily,
         denoiser: nn.Module,
-        buffer: GradientBuffer,
+        flat: FlatParameters,
         settings: Train,
         device: torch.device,
     ) -> None:
-        self._family, self._denoiser, self._buffer, self._device = family, denoiser, buffer, device
+        self._family, self._denoiser, self._flat, self._device = family, denoiser, flat, device
         self._settings = settings
         self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
+        if not settings.offload:  # what comes and goes does so layer by layer
+            join_projections(denoiser)
+        dtype = DTYPES[settings.dtype]
+        self._rounding = Rounding(lora_forwards(denoiser), flat.values, flat.gradients, dtype)
         if settings.gradient_checkpointing is True:
             recompute(denoiser)
         compiled = device.type == "cuda" if settings.compile == "auto" else settings.compile
@@ -57,10 +63,10 @@ class Passes:
             offload_blocks(denoiser, family.checkpoint.blocks, settings.offload, device)
         # Weights that come and go do so by Python, which a recording leaves out.
         recorded = compiled and device.type == "cuda" and not settings.offload
-        self._recorded = Recorded(self._run, buffer, device) if recorded else None
+        self._recorded = Recorded(self._run, device) if recorded else None
 
     def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:
-        """Sets the buffer to the gradients and losses of `batches`, each divided by `num_samples`.
+        """Sets the flat memory to the gradients and losses of `batches`, each divided by `num_samples`.
 
         Where memory runs out it goes on without the recordings, then with gradient checkpointing if that is
         `auto`.
@@ -73,7 +79,7 @@ class Passes:
         """
         while True:
             try:
-                self._buffer.zero_()
+                self._flat.zero_()
                 return [self._add(batch, 1 / num_samples) for batch in batches]
             except torch.OutOfMemoryError as error:
                 shortage = str(error)
@@ -85,12 +91,13 @@ class Passes:
             found = self._recorded(batch, factor)
         else:
             found = self._run(batch.to(self._device), torch.full((), factor, device=self._device))
-        self._buffer.extra[:2] += torch.stack([found.weighted.sum(), found.plain.sum()]) * factor
+        self._flat.extra[:2] += torch.stack([found.weighted.sum(), found.plain.sum()]) * factor
         return found.weighted
 
     def _run(self, batch: Batch, factor: Tensor) -> Losses:
-        found = losses(self._family, self._denoiser, batch)
-        (found.weighted.sum() * factor).backward()
+        with self._rounding.ahead():
+            found = losses(self._family, self._denoiser, batch)
+            (found.weighted.sum() * factor).backward()
         return Losses(found.weighted.detach(), found.plain.detach())
 
     def _save_memory(self, shortage: str) -> None:

@@ -21,7 +21,9 @@ class RateGroup:
 def rate_groups(
     parameters: Mapping[str, nn.Parameter], *, loraplus_lr_ratio: float, encoder_lr_ratio: float = 1.0
 ) -> tuple[RateGroup, ...]:
-    """Parameters by learning rate, each group in their order.
+    """Parameters by learning rate; in each group `down`s before `up`s, else in their order.
+
+    So those of one input, query, key and value, lie side by side.
 
     `down` and `up` learn at one rate, or `up` at a multiple of it: LoRA+, https://arxiv.org/abs/2402.12354.
 
@@ -31,8 +33,12 @@ def rate_groups(
         encoder_lr_ratio: the rate of text encoders, as a multiple of the denoiser's.
     """
     groups: dict[float, dict[str, nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        factor = loraplus_lr_ratio if ".lora_B." in name else 1.0
+    for name, parameter in sorted(parameters.items(), key=lambda item: _is_up(item[0])):
+        factor = loraplus_lr_ratio if _is_up(name) else 1.0
         factor *= encoder_lr_ratio if is_of_encoder(name) else 1.0
         groups.setdefault(factor, {})[name] = parameter
     return tuple(RateGroup(factor, members) for factor, members in groups.items())
+
+
+def _is_up(name: str) -> bool:
+    return ".lora_B." in name

@@ -15,8 +15,7 @@ from eridiff.training.batches import StepBatches
 from eridiff.training.checkpoint import Checkpoint
 from eridiff.training.distributed import Processes
 from eridiff.training.ema import MovingAverage
-from eridiff.training.flat import ELEMENTWISE, flattened
-from eridiff.training.gradients import GradientBuffer
+from eridiff.training.flat import ELEMENTWISE, FlatParameters
 from eridiff.training.optimizers import Group, build_optimizer, optimizer_class
 from eridiff.training.passes import Passes
 from eridiff.training.rates import RateGroup, rate_groups
@@ -86,17 +85,17 @@ class Trainer:
             loraplus_lr_ratio=settings.loraplus_lr_ratio,
             encoder_lr_ratio=(settings.text_encoder_lr or settings.lr) / settings.lr,
         )
-        # Group after group, so that each is one stretch of the buffer.
+        # Group after group, so that each is one stretch of memory.
         self.parameters = {name: p for group in self._rates for name, p in group.parameters.items()}
         self._settings, self._processes = settings, processes
-        self._buffer = GradientBuffer(self.parameters, num_extra=3)
+        self._flat = FlatParameters(self.parameters, num_extra=3)
         self._optimizer = build_optimizer(
             settings.optimizer,
             [Group(self._trained(group), settings.lr * group.factor) for group in self._rates],
             lr=settings.lr,
             params=settings.optimizer_params,
         )
-        self._passes = Passes(family, denoiser, self._buffer, settings, processes.device)
+        self._passes = Passes(family, denoiser, self._flat, settings, processes.device)
         average = settings.ema_config
         self._average = MovingAverage(self.parameters, average.ema_decay) if average.use_ema else None
 
@@ -147,7 +146,7 @@ class Trainer:
     def gradient(self, batch: Batch) -> Tensor:
         """The flat gradient of a batch's mean loss, as a step computes it; nothing is changed by it."""
         self._passes.fill([batch], len(batch))
-        return self._buffer.gradients.clone()
+        return self._flat.gradients.clone()
 
     def advance(self, work: StepBatches, *, stop: bool) -> StepResult:
         """Makes one step.
@@ -161,11 +160,11 @@ class Trainer:
         """
         weighted = self._passes.fill(work.batches, work.num_samples)
         told = [(batch.sample_ids, values) for batch, values in zip(work.batches, weighted, strict=True)]
-        self._buffer.extra[2] = float(stop)
-        self._processes.sum_(self._buffer.flat)
-        norm = self._buffer.clip_(self._settings.max_grad_norm)
+        self._flat.extra[2] = float(stop)
+        self._processes.sum_(self._flat.summed)
+        norm = self._flat.clip_(self._settings.max_grad_norm)
         # The one wait for the device: before a step that could spoil the parameters.
-        loss, plain, stopped, grad_norm = torch.cat([self._buffer.extra, norm.view(1)]).tolist()
+        loss, plain, stopped, grad_norm = torch.cat([self._flat.extra, norm.view(1)]).tolist()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise self._non_finite(loss, told, work)
         rate = self._apply()
@@ -185,7 +184,7 @@ class Trainer:
         members = list(group.parameters.values())
         if optimizer_class(self._settings.optimizer) not in ELEMENTWISE:
             return members
-        return [flattened(members, self._buffer.of(list(group.parameters)))]
+        return [self._flat.as_one(list(group.parameters))]
 
     def _apply(self) -> float:
         settings = self._settings

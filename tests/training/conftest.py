@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,12 +131,22 @@ def any_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(families.names()[1], tmp_path_factory.mktemp("any-world"))
 
 
+PROJECTIONS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
+
 def make_denoiser(
-    world: World, device: torch.device = CPU, dtype: torch.dtype = torch.float32, keep: Keep = PLAIN
+    world: World,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    keep: Keep = PLAIN,
+    targets: Sequence[str] = ("to_q", "to_v"),
 ) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """A fresh denoiser with a LoRA on its attention, whose product is not zero, and the LoRA's parameters."""
+    """A fresh denoiser with a LoRA on its attention, whose product is not zero, and the LoRA's parameters.
+
+    Training computes the default targets layer by layer, and `PROJECTIONS` in joint products.
+    """
     denoiser = world.family.load_denoiser(world.base, device=device, dtype=dtype, keep=keep)
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=True)
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=list(targets), init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         inject_adapter_in_model(config, denoiser)

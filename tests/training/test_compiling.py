@@ -5,12 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from eridiff.recipe import Train
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.compiling import compile_blocks, eagerly
+from eridiff.training.flat import FlatParameters
 from eridiff.training.order import Draw
+from eridiff.training.passes import Passes
 from eridiff.training.recompute import recomputing
 from eridiff.training.step import Batch, losses
-from tests.training.conftest import World, make_denoiser
+from tests.training.conftest import PROJECTIONS, World, make_denoiser
 
 # Dynamo looks at `.grad` of whatever it meets.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -76,6 +79,27 @@ def test_compiled_blocks_can_be_recomputed_and_run_eagerly(any_world: World) -> 
         found = gradients(any_world, denoiser, parameters, batch)
     assert num_graphs() > 0
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.slow
+def test_compiled_passes_in_joint_products_learn_the_same(world: World) -> None:
+    found = []
+    for compiled in (False, True):
+        denoiser, parameters = make_denoiser(world, targets=PROJECTIONS)
+        flat = FlatParameters(parameters, num_extra=2)
+        passes = Passes(
+            world.family, denoiser, flat, Train(dtype="fp32", compile=compiled), torch.device("cpu")
+        )
+        for numbers in (SQUARES[:2], WIDES, SQUARES[:3]):
+            passes.fill([batch_of(world, numbers)], len(numbers))
+            found.append(flat.gradients.clone())
+    assert (
+        0
+        < num_graphs()
+        <= 2 * len([m for m in denoiser.modules() if type(m).__name__ in world.family.blocks])
+    )
+    for wanted, gradient in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_a_denoiser_without_such_blocks_is_refused() -> None:

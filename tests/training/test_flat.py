@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eridiff.training.flat import ELEMENTWISE, flattened
-from eridiff.training.gradients import GradientBuffer
+from eridiff.training.flat import ELEMENTWISE, FlatParameters
 
 
 def a_model() -> nn.Module:
@@ -14,19 +13,58 @@ def a_model() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
 
 
-def backward(model: nn.Module, step: int) -> None:
+def flat_of(model: nn.Module, num_extra: int = 0) -> FlatParameters:
+    return FlatParameters(dict(model.named_parameters()), num_extra)
+
+
+def backward(model: nn.Module, step: int = 0) -> None:
     model(torch.linspace(-1, 1, 10).view(2, 5) + step).square().sum().backward()
+
+
+def test_backward_passes_add_up() -> None:
+    model = a_model()
+    backward(model)
+    wanted = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    flat = flat_of(model, num_extra=2)
+    backward(model)
+    backward(model)
+    assert torch.equal(flat.gradients, 2 * wanted)
+    assert torch.equal(flat.extra, torch.zeros(2))
+    flat.zero_()
+    assert not flat.summed.any()
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_clipping_is_torchs_own() -> None:
+    model = a_model()
+    backward(model)
+    wanted_norm = nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+    wanted = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    flat = flat_of(model)
+    backward(model)
+    norm = flat.clip_(0.5)
+    torch.testing.assert_close(norm, wanted_norm)
+    torch.testing.assert_close(flat.gradients, wanted)
+
+
+def test_no_limit_no_change() -> None:
+    model = a_model()
+    flat = flat_of(model)
+    backward(model)
+    before = flat.gradients.clone()
+    flat.clip_(0.0)
+    assert torch.equal(flat.gradients, before)
 
 
 @pytest.mark.parametrize("kind", sorted(ELEMENTWISE, key=lambda kind: kind.__name__))
 def test_one_flat_update_is_that_of_each_parameter(kind: type[torch.optim.Optimizer]) -> None:
     apart, together = a_model(), a_model()
-    buffer = GradientBuffer(dict(together.named_parameters()), num_extra=1)
-    flat = flattened(together.parameters(), buffer.gradients)
-    wanted, found = kind(apart.parameters(), lr=0.01), kind([flat], lr=0.01)
+    flat = flat_of(together, num_extra=1)
+    one = flat.as_one([name for name, _ in together.named_parameters()])
+    wanted, found = kind(apart.parameters(), lr=0.01), kind([one], lr=0.01)
     for step in range(3):
         wanted.zero_grad()
-        buffer.zero_()
+        flat.zero_()
         backward(apart, step)
         backward(together, step)
         wanted.step()
@@ -38,11 +76,21 @@ def test_one_flat_update_is_that_of_each_parameter(kind: type[torch.optim.Optimi
 def test_parameters_stay_themselves_and_share_the_memory() -> None:
     model = a_model()
     before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
-    buffer = GradientBuffer(dict(model.named_parameters()), num_extra=0)
-    flat = flattened(model.parameters(), buffer.gradients)
+    flat = flat_of(model)
     for name, parameter in model.named_parameters():
         assert parameter is before[name][0]
         assert torch.equal(parameter, before[name][1])
-    with torch.no_grad():
-        flat.fill_(2.0)
+    flat.values.fill_(2.0)
     assert all((parameter == 2).all() for parameter in model.parameters())
+
+
+def test_a_stretch_of_parameters_is_one() -> None:
+    model = a_model()
+    flat = flat_of(model)
+    backward(model)
+    one = flat.as_one(["0.bias", "2.weight"])
+    assert one.grad is not None
+    assert torch.equal(one, torch.cat([model[0].bias, model[2].weight.flatten()]))
+    assert torch.equal(one.grad, torch.cat([model[0].bias.grad, model[2].weight.grad.flatten()]))
+    with pytest.raises(ValueError, match="follow"):
+        flat.as_one(["0.weight", "2.weight"])

@@ -15,7 +15,7 @@ from eridiff.training.distributed import Processes
 from eridiff.training.order import Draw
 from eridiff.training.step import Batch
 from eridiff.training.trainer import Trainer
-from tests.training.conftest import World, make_denoiser
+from tests.training.conftest import PROJECTIONS, World, make_denoiser
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +40,7 @@ def weights_after(
 ) -> tuple[torch.Tensor, list[float]]:
     """Parameters and losses after steps on four shapes of batch, two of them in one step."""
     cuda = torch.device("cuda")
-    denoiser, parameters = make_denoiser(world, cuda)
+    denoiser, parameters = make_denoiser(world, cuda, targets=PROJECTIONS)
     text = None
     if with_text:
         text, of_text = make_text(world, cuda)

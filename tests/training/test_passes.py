@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from eridiff.errors import ModelError
+from eridiff.lora.forward import lora_forwards
 from eridiff.recipe import Train
 from eridiff.training import passes as module
 from eridiff.training.batches import Batches, Draws
-from eridiff.training.gradients import GradientBuffer
+from eridiff.training.flat import FlatParameters
 from eridiff.training.order import Draw
 from eridiff.training.passes import Passes
 from eridiff.training.step import Batch, losses
-from tests.training.conftest import CPU, World, make_denoiser
+from tests.training.conftest import CPU, PROJECTIONS, World, make_denoiser
 
 
 def batch_of(world: World) -> Batch:
@@ -21,35 +22,50 @@ def batch_of(world: World) -> Batch:
     return maker.batch(0, [Draw(sample.sample_id, 0) for sample in world.samples[:2]])
 
 
-def make_passes(world: World, **settings: Any) -> tuple[Passes, GradientBuffer, Any]:
+def make_passes(world: World, **settings: Any) -> tuple[Passes, FlatParameters, Any]:
     denoiser, parameters = make_denoiser(world)
-    buffer = GradientBuffer(parameters, num_extra=2)
-    return Passes(world.family, denoiser, buffer, Train.model_validate(settings), CPU), buffer, denoiser
+    flat = FlatParameters(parameters, num_extra=2)
+    return Passes(world.family, denoiser, flat, Train.model_validate(settings), CPU), flat, denoiser
+
+
+@pytest.mark.parametrize("targets", [("to_q", "to_v"), PROJECTIONS, (*PROJECTIONS, "ff.net.2", "conv1")])
+def test_gradients_are_those_of_pefts_own_layers(world: World, targets: tuple[str, ...]) -> None:
+    denoiser, parameters = make_denoiser(world, targets=targets)
+    batch = batch_of(world)
+    loss = losses(world.family, denoiser, batch).weighted.mean()
+    wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])
+    flat = FlatParameters(parameters, num_extra=2)
+    passes = Passes(world.family, denoiser, flat, Train(dtype="fp32"), CPU)
+    joined = [product for product in lora_forwards(denoiser) if len(product.layers) > 1]
+    assert bool(joined) == (len(targets) > 2)
+    (told,) = passes.fill([batch], 2)
+    assert float(told.mean()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    torch.testing.assert_close(flat.gradients, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_a_step_of_two_batches_is_the_mean_over_all_samples(any_world: World) -> None:
-    passes, buffer, denoiser = make_passes(any_world)
+    passes, flat, denoiser = make_passes(any_world)
     batch = batch_of(any_world)
     told = passes.fill([batch.only(0), batch.only(1)], 2)
-    apart = buffer.flat.clone()
+    apart = flat.summed.clone()
     passes.fill([batch], 2)
-    torch.testing.assert_close(apart, buffer.flat, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(apart, flat.summed, rtol=1e-4, atol=1e-7)
     mean = losses(any_world.family, denoiser, batch).plain.mean().item()
-    assert float(buffer.extra[1]) == pytest.approx(mean, rel=1e-5)
+    assert float(flat.extra[1]) == pytest.approx(mean, rel=1e-5)
     assert [len(values) for values in told] == [1, 1]
 
 
 def test_a_shortage_of_memory_turns_recomputing_on_once_and_is_told_the_second_time(
     any_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    passes, buffer, denoiser = make_passes(any_world, gradient_checkpointing="auto")
+    passes, flat, denoiser = make_passes(any_world, gradient_checkpointing="auto")
     passes.fill([batch_of(any_world)], 2)
-    wanted = buffer.flat.clone()
+    wanted = flat.summed.clone()
     short = [2]
 
     def scarce(*args: Any) -> Any:
         if not denoiser.is_gradient_checkpointing and short[0]:
-            buffer.gradients.add_(1)  # what a backward pass leaves that broke off
+            flat.gradients.add_(1)  # what a backward pass leaves that broke off
             short[0] -= 1
             raise torch.OutOfMemoryError("no room")
         return losses(*args)
@@ -59,7 +75,7 @@ def test_a_shortage_of_memory_turns_recomputing_on_once_and_is_told_the_second_t
     passes.fill([batch_of(any_world)], 2)
     assert denoiser.is_gradient_checkpointing
     assert "gradient checkpointing is on from here" in caplog.text
-    torch.testing.assert_close(buffer.flat, wanted)
+    torch.testing.assert_close(flat.summed, wanted)
     denoiser.disable_gradient_checkpointing()
     with pytest.raises(ModelError, match=r"does not fit .*(?s:.*)no room"):
         passes.fill([batch_of(any_world)], 2)

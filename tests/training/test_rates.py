@@ -24,13 +24,15 @@ def trained(world: World, folder: Path, **settings: object) -> dict[str, torch.T
     return dict(checkpoint.load(folder_of(run, 3)).lora)
 
 
-def test_parameters_of_one_rate_stay_in_their_order() -> None:
-    parameters = {f"x.lora_{kind}.weight": nn.Parameter(torch.ones(1)) for kind in "BA"}
+def test_downs_of_one_rate_come_before_ups_else_in_their_order() -> None:
+    names = [f"{layer}.lora_{kind}.weight" for layer in "yx" for kind in "BA"]
+    wanted = [f"{layer}.lora_{kind}.weight" for kind in "AB" for layer in "yx"]
+    parameters = {name: nn.Parameter(torch.ones(1)) for name in names}
     (group,) = rate_groups(parameters, loraplus_lr_ratio=1.0)
-    assert (group.factor, list(group.parameters)) == (1.0, list(parameters))
+    assert (group.factor, list(group.parameters)) == (1.0, wanted)
     first, second = rate_groups(parameters, loraplus_lr_ratio=4.0)
-    assert (first.factor, second.factor) == (4.0, 1.0)
-    assert [*first.parameters, *second.parameters] == ["x.lora_B.weight", "x.lora_A.weight"]
+    assert (first.factor, second.factor) == (1.0, 4.0)
+    assert [*first.parameters, *second.parameters] == wanted
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])

@@ -78,8 +78,9 @@ def test_a_start_in_system_memory_trains_the_same(any_world: World, tmp_path: Pa
         run = Run(tmp_path / str(share), "abc")
         go(make(any_world, run, offload=share))
         kept.append(checkpoint.load(folder_of(run, 8)))
+    # Weights that come and go are multiplied layer by layer, which rounds otherwise than one product does.
     for name, value in kept[0].lora.items():
-        assert torch.equal(value, kept[1].lora[name]), name
+        torch.testing.assert_close(value, kept[1].lora[name], rtol=1e-4, atol=1e-6)
     assert kept[0].start
     assert kept[1].start
     assert all(torch.equal(value, kept[1].start[name]) for name, value in kept[0].start.items())

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from eridiff.lora.products import lora_linear
+
+SCALES = (0.5, 1.0)
+HEIGHTS, RANKS, WIDTH = (5, 6), (4, 2), 12
+
+
+def inputs(
+    *, bias: bool = True, of_input: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, list[Tensor]]:
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+    x = normal(2, 7, WIDTH).requires_grad_(of_input)
+    ups = [normal(height, rank).requires_grad_() for height, rank in zip(HEIGHTS, RANKS, strict=True)]
+    return (
+        x,
+        normal(sum(HEIGHTS), WIDTH),
+        normal(sum(HEIGHTS)) if bias else None,
+        normal(sum(RANKS), WIDTH).requires_grad_(),
+        ups,
+    )
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: list[Tensor]) -> Tensor:
+    changes = [
+        scale * linear(linear(x, part), up)
+        for part, up, scale in zip(down.split(RANKS), ups, SCALES, strict=True)
+    ]
+    return linear(x, weight, bias) + torch.cat(changes, dim=-1)
+
+
+def fused(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: list[Tensor]) -> Tensor:
+    return lora_linear(x, weight, bias, down, ups, SCALES)
+
+
+def output_and_gradients(run: Callable[..., Tensor], **settings: bool) -> list[Tensor]:
+    x, weight, bias, down, ups = inputs(**settings)
+    trained = [tensor for tensor in (x, down, *ups) if tensor.requires_grad]
+    output = run(x, weight, bias, down, ups)
+    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    return [output.detach(), *torch.autograd.grad(output, trained, upstream)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"of_input": False}])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_products_and_gradients_are_those_of_each_layer_for_itself(
+    settings: dict[str, bool], compiled: bool
+) -> None:
+    run = torch.compile(fused, backend="aot_eager", fullgraph=True) if compiled else fused
+    for found, wanted in zip(
+        output_and_gradients(run, **settings), output_and_gradients(plain, **settings), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_what_comes_as_a_slice_of_something_wider_is_taken_as_it_is() -> None:
+    x, weight, bias, down, ups = inputs()
+    wide = torch.cat([x, x], dim=-1).detach()
+    upstream = torch.ones(2, 7, 2 * sum(HEIGHTS), dtype=x.dtype)[..., ::2]
+    found = torch.autograd.grad(fused(wide[..., :WIDTH], weight, bias, down, ups), ups, upstream)
+    wanted = torch.autograd.grad(plain(x, weight, bias, down, ups), ups, upstream.contiguous())
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_operators_tell_compilers_the_truth() -> None:
+    x, weight, bias, down, ups = (
+        [one.detach() for one in tensor] if isinstance(tensor, list) else tensor.detach()
+        for tensor in inputs()
+    )
+    operators = torch.ops.eridiff
+    arguments = (x, weight, bias, down, ups, list(SCALES))
+    torch.library.opcheck(operators.lora_linear.default, arguments)
+    output, narrow = operators.lora_linear(*arguments)
+    torch.library.opcheck(
+        operators.lora_linear_backward.default, (output, x, narrow, weight, down, ups, list(SCALES), True)
+    )
