@@ -133,8 +133,8 @@ class Train(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
-    """Attention on a GPU; `auto` is the fastest that takes the tensors, on Hopper cuDNN's. Whichever it is, its
-    gradients are checked before the first step."""
+    """Attention on a GPU; `auto` is the fastest that takes the tensors, on Hopper cuDNN's. Gradients are
+    checked before the first step, whichever it is."""
     ema_config: Ema = Ema()
     seed: int = 42
 
