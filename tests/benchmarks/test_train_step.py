@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import attention, random_bases, train_step
+from benchmarks import random_bases, train_step
 from eridiff.demo.sizes import TINY
 
 WIDTHS = {
@@ -49,15 +49,3 @@ def test_a_loop_that_fails_is_a_row_and_the_next_one_is_measured(monkeypatch: py
     monkeypatch.setattr(train_step, "eager_loop", broken)
     rows = list(train_step.measure(small, train_step.Settings(1, "auto", compile=False, profiles=None)))
     assert [row.get("error") for row in rows] == ["RuntimeError: broken"] * 2 + [None]
-
-
-@pytest.mark.parametrize("layout", attention.LAYOUTS)
-@pytest.mark.parametrize("gradient", attention.GRADIENT_LAYOUTS)
-def test_attention_is_measured_in_every_layout(
-    monkeypatch: pytest.MonkeyPatch, layout: str, gradient: str
-) -> None:
-    monkeypatch.setitem(attention.BACKENDS, "math", attention.SDPBackend.MATH)
-    shapes = {"tiny": attention.Shape(1, 2, 16, 8, 8)}
-    cpu = torch.device("cpu")
-    assert attention.measured(shapes, "tiny", "math", layout, gradient, cpu)["right"]
-    assert "error" in attention.measured(shapes, "tiny", "cudnn", layout, gradient, cpu)
