@@ -79,7 +79,8 @@ class Case:
         name: of the shape.
         shape: the shape.
         backend: a key of `BACKENDS`.
-        attention: `plain`, torch's own function, or `attend`.
+        attention: `plain`, torch's own function on dense q, k, v, or `attend` on slices, as joint projections
+            leave them.
         gradients: how the output's gradient lies (`dense` or `slice`) in calls one after another, of which
             the last is judged and timed.
     """
@@ -160,8 +161,8 @@ def measured(case: Case, device: torch.device) -> dict[str, Any]:
     """One case: errors relative to plain products, and milliseconds; ends a process that lost its device."""
     row = case.row()
     *inputs, gradient = drawn(case.shape, device)
-    attention = attend if case.attention == "attend" else plain
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    attention, lie = (attend, "slice") if case.attention == "attend" else (plain, "dense")
+    leaves = [laid_out(tensor, lie).detach().requires_grad_() for tensor in inputs]
     try:
         backend = BACKENDS[case.backend]
         *before, run = [passes(attention, leaves, laid_out(gradient, way), backend) for way in case.gradients]
@@ -195,13 +196,13 @@ def drawn(shape: Shape, device: torch.device) -> list[Tensor]:
     ]
 
 
-def laid_out(gradient: Tensor, lies: str) -> Tensor:
-    """The gradient `[B, S, H, D]`, dense as it is or a slice of a wider tensor."""
-    if lies == "dense":
-        return gradient
-    *rows, heads, width = gradient.shape
-    wide = gradient.new_zeros(*rows, WIDER * heads, width)
-    wide[..., :heads, :] = gradient
+def laid_out(tensor: Tensor, lie: str) -> Tensor:
+    """A tensor `[B, S, H, D]`, dense as it is or a slice of a wider one."""
+    if lie == "dense":
+        return tensor
+    *rows, heads, width = tensor.shape
+    wide = tensor.new_zeros(*rows, WIDER * heads, width)
+    wide[..., :heads, :] = tensor
     return wide[..., :heads, :]
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.random_bases import DEVICE, materialised, text_encoder
+from benchmarks.device import DEVICE, free, matrix_rate, peak_memory
+from benchmarks.random_bases import materialised, text_encoder
 from benchmarks.rows import Row
-from benchmarks.train_step import free, matrix_rate, peak_memory
 from eridiff import families
 from eridiff.demo.architecture import build_vae, save_random_base
 from eridiff.demo.sizes import BaseSize

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.random_bases import BASES, DEVICE, write_base
+from benchmarks.device import DEVICE
+from benchmarks.random_bases import BASES, write_base
 from stages import pipeline
 
 

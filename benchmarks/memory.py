@@ -17,21 +17,19 @@ import time
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
-from benchmarks.random_bases import BASES, DEVICE
+from benchmarks.cases import SINGLES, Case, random_batch
+from benchmarks.device import DEVICE, free, synchronize
+from benchmarks.random_bases import BASES, kept_denoiser
 from benchmarks.rows import Row, shown
-from benchmarks.train_step import CASES, Case, free, random_batch, synchronize
 from eridiff import families
 from eridiff.demo.architecture import build_denoiser_on_meta
 from eridiff.errors import ModelError
 from eridiff.families.activations import Workload
 from eridiff.families.base import ModelFamily
-from eridiff.families.frozen.keep import Keep, Quantization, away, block_of, blocks_of
-from eridiff.families.frozen.linear import FrozenLinear, quantise_linears
+from eridiff.families.frozen.keep import Keep, Quantization
 from eridiff.families.profiles import PROFILES, ProfileName
 from eridiff.lora.inject import inject, lora_state
 from eridiff.recipe import Dataset, Model, Network, Recipe, Train
@@ -56,7 +54,6 @@ COLUMNS = (
     "host_gb",
     "ms",
 )
-SINGLES = {case.recipe: case for case in CASES if case.batch_size == 1}
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def measured(trial: Trial, steps: int) -> Row:
     free()
     case = SINGLES[trial.recipe]
     family = families.get(BASES[trial.recipe][0], family_options(trial.recipe))
-    denoiser = kept_denoiser(trial)
+    denoiser = kept_denoiser(trial.recipe, trial.keep)
     inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
     parameters = lora_state(denoiser)
     for parameter in parameters.values():
@@ -187,36 +184,6 @@ def measured(trial: Trial, steps: int) -> Row:
         "predicted_gb": gigabytes(predicted(trial, case, family)),
         "host_gb": gigabytes(peak_host_bytes()),
     }
-
-
-def kept_denoiser(trial: Trial) -> nn.Module:
-    """A denoiser with random weights, made one at a time on the device and kept as a loaded base's are."""
-    name, size = BASES[trial.recipe]
-    blocks = families.get(name).checkpoint.blocks
-    model: Any = build_denoiser_on_meta(name, size)
-    model = model.to(torch.bfloat16)
-    if trial.quantize != "none":
-        quantise_linears(model, blocks, trial.quantize)
-    absent = away(blocks_of((key for key, _ in model.named_modules()), blocks), trial.keep.offload)
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    for key, weight in list(model.named_parameters()):
-        home = torch.device("cpu") if block_of(key, blocks) in absent else DEVICE
-        path, _, leaf = key.rpartition(".")
-        module = model.get_submodule(path)
-        values = torch.empty(weight.shape, dtype=torch.bfloat16, device=DEVICE)
-        if "norm" in key and leaf == "weight":
-            values.fill_(1)
-        else:
-            values.normal_(std=0.02, generator=generator)
-        if isinstance(module, FrozenLinear) and leaf == "weight":
-            module.take(values, home)
-        else:
-            module._parameters[leaf] = nn.Parameter(values.to(home), requires_grad=False)
-    for key, buffer in list(model.named_buffers()):
-        if buffer.is_meta:
-            path, _, leaf = key.rpartition(".")
-            model.get_submodule(path)._buffers[leaf] = torch.zeros_like(buffer, device=DEVICE)
-    return model.requires_grad_(False).train()
 
 
 def predicted(trial: Trial, case: Case, family: ModelFamily) -> int:

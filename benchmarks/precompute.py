@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 
 from benchmarks.busy import Busy
+from benchmarks.device import DEVICE, free, peak_memory
 from benchmarks.encoders import Settings, random_vae, text_rows, vae_rows
-from benchmarks.random_bases import DEVICE, PUBLISHED
+from benchmarks.random_bases import PUBLISHED
 from benchmarks.rows import Row, shown
-from benchmarks.train_step import free, peak_memory
 from eridiff.demo.architecture import save_random_base
 from eridiff.demo.sizes import TINY
 from eridiff.encoding.latents import LatentEncoder

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.device import DEVICE
+from eridiff import families
 from eridiff.demo.architecture import LAYOUTS, build_denoiser_on_meta, build_vae, save_random_base
 from eridiff.demo.encoders import ClipSize, T5Size
 from eridiff.demo.sizes import TINY, BaseSize, FluxSize, Sd3Size, UnetSize, VaeSize
+from eridiff.families.attention.processors import CrossProcessor, FluxProcessor, JointProcessor
+from eridiff.families.frozen.keep import Keep, away, block_of, blocks_of
+from eridiff.families.frozen.linear import FrozenLinear, quantise_linears
 
 PUBLISHED = BaseSize(
     vae=VaeSize(blocks=(128, 256, 512, 512), layers=2, norm_groups=32),
@@ -28,7 +34,6 @@ PUBLISHED = BaseSize(
     flux=FluxSize(double_layers=19, single_layers=38, heads=24, axes=(16, 56, 56)),
 )
 LARGE = replace(PUBLISHED, sd3=Sd3Size(layers=38, heads=38, head_width=64, dual_layers=(), max_side=192))
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BASES = {
     "sdxl": ("sdxl", PUBLISHED),
     "sd35-medium": ("sd35", PUBLISHED),
@@ -36,6 +41,7 @@ BASES = {
     "flux-dev": ("flux", PUBLISHED),
 }
 """Recipe to family and widths."""
+PROCESSORS = {"sdxl": CrossProcessor, "sd35": JointProcessor, "flux": FluxProcessor}
 
 
 def write_base(family: str, size: BaseSize, folder: Path) -> None:
@@ -89,9 +95,40 @@ def clip_widths(size: ClipSize) -> dict[str, int]:
 
 
 def random_denoiser(recipe: str) -> nn.Module:
-    """The denoiser of a key of `BASES`, on the device in bfloat16."""
+    """Diffusers' own denoiser of a key of `BASES`, on the device in bfloat16."""
     family, size = BASES[recipe]
     return materialised(build_denoiser_on_meta(family, size))
+
+
+def kept_denoiser(recipe: str, keep: Keep) -> nn.Module:
+    """A denoiser as families load it, with random weights, which are made one by one on the device."""
+    name, size = BASES[recipe]
+    blocks = families.get(name, {}).checkpoint.blocks
+    model: Any = build_denoiser_on_meta(name, size)
+    model = model.to(torch.bfloat16)
+    model.set_attn_processor(PROCESSORS[name]())
+    if keep.quantize != "none":
+        quantise_linears(model, blocks, keep.quantize)
+    absent = away(blocks_of((key for key, _ in model.named_modules()), blocks), keep.offload)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    for key, weight in list(model.named_parameters()):
+        home = torch.device("cpu") if block_of(key, blocks) in absent else DEVICE
+        path, _, leaf = key.rpartition(".")
+        module = model.get_submodule(path)
+        values = torch.empty(weight.shape, dtype=torch.bfloat16, device=DEVICE)
+        if "norm" in key and leaf == "weight":
+            values.fill_(1)
+        else:
+            values.normal_(std=0.02, generator=generator)
+        if isinstance(module, FrozenLinear) and leaf == "weight":
+            module.take(values, home)
+        else:
+            module._parameters[leaf] = nn.Parameter(values.to(home), requires_grad=False)
+    for key, buffer in list(model.named_buffers()):
+        if buffer.is_meta:
+            path, _, leaf = key.rpartition(".")
+            model.get_submodule(path)._buffers[leaf] = torch.zeros_like(buffer, device=DEVICE)
+    return model.requires_grad_(False).train()
 
 
 def save(module: nn.Module, folder: Path) -> None:

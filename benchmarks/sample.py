@@ -20,10 +20,11 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.cases import CASES, Case
+from benchmarks.device import DEVICE, free, peak_memory
 from benchmarks.encoders import random_vae
-from benchmarks.random_bases import BASES, DEVICE, random_denoiser
+from benchmarks.random_bases import BASES, random_denoiser
 from benchmarks.rows import Row, shown
-from benchmarks.train_step import CASES, Case, free, peak_memory
 from eridiff import families
 from eridiff.demo.architecture import save_random_base
 from eridiff.demo.sizes import TINY, BaseSize

@@ -12,28 +12,29 @@ attention.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn.functional import mse_loss
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.random_bases import BASES, DEVICE, random_denoiser
+from benchmarks.cases import CASES, Case, random_batch
+from benchmarks.device import DEVICE, free, matrix_rate, peak_memory, synchronize
+from benchmarks.random_bases import BASES, kept_denoiser, random_denoiser
+from benchmarks.rows import Row, shown
 from eridiff import families
 from eridiff.errors import ModelError
-from eridiff.families.base import Conditioning, ModelFamily
+from eridiff.families.base import ModelFamily
+from eridiff.families.frozen.keep import Keep
 from eridiff.lora.inject import inject, lora_state
 from eridiff.recipe import Network, Train
 from eridiff.training.attention import attention, check_gradients
@@ -45,35 +46,11 @@ from eridiff.training.trainer import Trainer
 RANK = 16
 FIRST_STEPS = 3
 """Steps before the clock starts: ours compiles in the first and records in the second."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One block of rows."""
-
-    recipe: str
-    batch_size: int
-    text: tuple[int, int]
-    """Length and width of the prompt embedding."""
-    pooled: int
-    side_px: int = 1024
-
-    @property
-    def name(self) -> str:
-        """How it is chosen on the command line."""
-        return f"{self.recipe}:{self.batch_size}"
-
-
-CASES = (
-    Case("sdxl", 1, (77, 2048), 1280),
-    Case("flux-dev", 1, (512, 4096), 768),
-    Case("sd35-medium", 1, (231, 4096), 2048),
-    Case("sd35-large", 1, (231, 4096), 2048),
-    Case("sdxl", 4, (77, 2048), 1280),
-)
+LOOPS = ("eager, checkpointed", "eager", "eridiff")
+PEER_ATTENTION = "flash"
+"""What diffusers' loop runs on: left to choose, torch takes cuDNN, whose gradients are wrong there."""
 COLUMNS = (
-    "recipe",
-    "batch",
+    "case",
     "loop",
     "ms",
     "images_per_s",
@@ -81,6 +58,7 @@ COLUMNS = (
     "of_floor_percent",
     "peak_gb",
     "first_steps_s",
+    "gradient_error",
 )
 
 
@@ -92,6 +70,7 @@ class Settings:
     attention: str
     compile: bool
     profiles: Path | None
+    loops: tuple[str, ...] = LOOPS
     seconds: float = float("inf")
     """No loop is begun after that many."""
 
@@ -101,7 +80,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [case.name for case in CASES]
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--case", choices=names, action="append", help="recipe:batch size")
+    parser.add_argument("--case", choices=names, action="append", help="recipe:batch size[:quantised]")
+    parser.add_argument("--loop", choices=LOOPS, action="append", help="all three by default")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--seconds", type=float, default=420, help="no case is begun after that many")
@@ -114,41 +94,40 @@ def main() -> None:
         parser.error("this needs a CUDA device")
     chosen = [case for case in CASES if options.all or case.name in (options.case or ())]
     settings = Settings(
-        options.steps, options.attention, not options.eager, options.profiles, options.seconds
+        options.steps,
+        options.attention,
+        not options.eager,
+        options.profiles,
+        tuple(options.loop or LOOPS),
+        options.seconds,
     )
     if options.here:
         for case in chosen:
             for row in measure(case, settings):
                 print(json.dumps(row), flush=True)
         return
-    rows: list[dict[str, Any]] = []
+    shown(rows(chosen, settings), COLUMNS, as_table=not options.json)
+
+
+def rows(cases: Iterable[Case], settings: Settings) -> Iterator[Row]:
+    """The rows of each case from a process of its own; one that ends badly gives a row, too."""
     started = time.monotonic()
-    for case in chosen:
-        rows += in_own_process(case, settings, options.seconds - (time.monotonic() - started))
-    if not options.json:
-        Console(width=160).print(table(rows))
+    for case in cases:
+        left = settings.seconds - (time.monotonic() - started)
+        command = [sys.executable, "-m", "benchmarks.train_step", "--here", "--case", case.name]
+        command += ["--steps", str(settings.steps), "--attention", settings.attention, "--seconds", str(left)]
+        command += ["--profiles", str(settings.profiles)] if settings.profiles else []
+        command += [] if settings.compile else ["--eager"]
+        command += [word for loop in settings.loops for word in ("--loop", loop)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            yield from (json.loads(line) for line in process.stdout if line.startswith("{"))
+        if process.returncode:
+            yield {"case": case.name, "loop": "", "failed": f"exit code {process.returncode}"}
 
 
-def in_own_process(case: Case, settings: Settings, seconds: float) -> Iterator[dict[str, Any]]:
-    """The rows of a case, printed as they come; a process that ends badly gives a row, too."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--here", "--case", case.name]
-    command += ["--steps", str(settings.steps), "--attention", settings.attention, "--seconds", str(seconds)]
-    command += ["--profiles", str(settings.profiles)] if settings.profiles else []
-    command += [] if settings.compile else ["--eager"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("{"):
-                yield json.loads(line)
-    if process.returncode:
-        row = {"recipe": case.recipe, "batch": case.batch_size, "error": f"exit code {process.returncode}"}
-        print(json.dumps(row), flush=True)
-        yield row
-
-
-def measure(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Three rows: the scripts' loop with and without checkpointing, and ours."""
+def measure(case: Case, settings: Settings) -> Iterator[Row]:
+    """A row a loop: the scripts' with and without checkpointing, and ours; ratios are to the first."""
     started = time.monotonic()
     family = families.get(BASES[case.recipe][0], {})
     batch = random_batch(case, family)
@@ -160,16 +139,16 @@ def measure(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
         "eridiff": lambda: own_loop(case, family, batch, settings),
     }
     reference: float | None = None
-    for name, build in loops.items():
-        row: dict[str, Any] = {"recipe": case.recipe, "batch": case.batch_size, "loop": name}
+    for name in settings.loops:
+        row: Row = {"case": case.name, "loop": name}
         if time.monotonic() - started > settings.seconds:
-            yield row | {"error": "no time left"}
+            yield row | {"failed": "no time left"}
             continue
         free()
         try:
-            found = timed(build, settings, row)
+            found = timed(loops[name], settings, row)
         except Exception as failure:  # a loop that fails is a row; the next one is still of interest
-            yield row | {"error": f"{type(failure).__name__}: {failure}"[:600]}
+            yield row | {"failed": f"{type(failure).__name__}: {failure}"[:600]}
             continue
         reference = reference or found["ms"]
         yield (
@@ -181,23 +160,23 @@ def measure(case: Case, settings: Settings) -> Iterator[dict[str, Any]]:
                 "of_floor_percent": round(100 * floor_ms / found["ms"], 1),
                 "floor_ms": round(floor_ms, 1),
                 "tflops": round(rate / 1e12),
-                "card": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
             }
         )
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A step to repeat, and what may be said of its gradients afterwards."""
+    """A step to repeat, the attention that it runs on, and what may be said of its gradients afterwards."""
 
     step: Callable[[], object]
+    attention: str
     gradient_error: Callable[[], float] | None = None
 
 
 def timed(build: Callable[[], Loop], settings: Settings, row: dict[str, Any]) -> dict[str, Any]:
     """Median milliseconds of a step, the seconds that the first ones took, and peak memory."""
-    with attention(settings.attention):
-        loop = build()
+    loop = build()
+    with attention(loop.attention):
         synchronize()
         started = time.monotonic()
         for _ in range(FIRST_STEPS):
@@ -214,7 +193,7 @@ def timed(build: Callable[[], Loop], settings: Settings, row: dict[str, Any]) ->
         if loop.gradient_error is None:
             return found
         if settings.profiles is not None:
-            write_profile(loop.step, settings.profiles / f"{row['recipe']}-{row['batch']}.txt")
+            write_profile(loop.step, settings.profiles / f"{row['case'].replace(':', '-')}.txt")
     try:
         return found | {"gradient_error": round(loop.gradient_error(), 5)}
     except (ModelError, torch.OutOfMemoryError) as failure:  # the times stand all the same
@@ -243,12 +222,12 @@ def eager_loop(case: Case, family: ModelFamily, batch: Batch, *, checkpointed: b
         optimizer.zero_grad(set_to_none=True)
         return loss.detach().item()  # the scripts log it every step
 
-    return Loop(step)
+    return Loop(step, PEER_ATTENTION)
 
 
 def own_loop(case: Case, family: ModelFamily, batch: Batch, settings: Settings) -> Loop:
     """The step that `eridiff train` makes, its batch in pinned memory as the loader leaves it."""
-    denoiser = random_denoiser(case.recipe).requires_grad_(False).train()
+    denoiser = kept_denoiser(case.recipe, Keep(case.quantize, 0))
     inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
     parameters = lora_state(denoiser)
     train = Train(
@@ -273,28 +252,7 @@ def own_loop(case: Case, family: ModelFamily, batch: Batch, settings: Settings) 
             dtype=torch.bfloat16,
         )
 
-    return Loop(lambda: trainer.advance(work, stop=False), gradient_error)
-
-
-def random_batch(case: Case, family: ModelFamily) -> Batch:
-    """A batch as it comes from the store, on the device."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(case.batch_size, *shape, generator=generator, device=DEVICE)
-
-    side = case.side_px
-    cells = side // family.latent.stride
-    sizes = torch.tensor([side, side, 0, 0, side, side], dtype=torch.float32, device=DEVICE)
-    return Batch(
-        sample_ids=tuple(map(str, range(case.batch_size))),
-        clean=normal(family.latent.channels, cells, cells),
-        noise=normal(family.latent.channels, cells, cells),
-        t=torch.full((case.batch_size,), 0.5, device=DEVICE),
-        cond=Conditioning(
-            normal(*case.text).bfloat16(), normal(case.pooled).bfloat16(), sizes.repeat(case.batch_size, 1)
-        ),
-    )
+    return Loop(lambda: trainer.advance(work, stop=False), settings.attention, gradient_error)
 
 
 @torch.no_grad()
@@ -304,20 +262,6 @@ def forward_flops(case: Case, family: ModelFamily, batch: Batch) -> float:
     with FlopCounterMode(display=False) as counter:
         losses(family, denoiser, batch)
     return counter.get_total_flops()
-
-
-def matrix_rate(repeats: int = 20) -> float:
-    """Floating-point operations a second of a bfloat16 matrix product."""
-    side = 8192 if DEVICE.type == "cuda" else 64
-    a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    synchronize()
-    started = time.monotonic()
-    for _ in range(repeats):
-        a @ b
-    synchronize()
-    return 2 * side**3 * repeats / (time.monotonic() - started)
 
 
 def write_profile(step: Callable[[], object], path: Path) -> None:
@@ -333,45 +277,6 @@ def write_profile(step: Callable[[], object], path: Path) -> None:
         sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110
     )
     path.write_text(shown)
-
-
-def synchronize() -> None:
-    """Waits for the device."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def free() -> None:
-    """Lets go what the last loop left."""
-    torch._dynamo.reset()
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> dict[str, float]:
-    """Peak of what tensors took, and of what torch held for them, recordings included."""
-    if DEVICE.type != "cuda":
-        return {"peak_gb": 0.0, "reserved_gb": 0.0}
-    return {
-        "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
-        "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 1),
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for people."""
-    card, rate = next(((row["card"], row["tflops"]) for row in rows if "card" in row), ("no card", 0))
-    shown = Table(title=f"{card}, 1024² px, rank {RANK}, {rate} TFLOP/s in bf16")
-    for key in COLUMNS:
-        shown.add_column(key)
-    for row in rows:
-        cells = [str(row.get(key, "")) for key in COLUMNS]
-        if "error" in row:
-            cells[3] = row["error"][:60]
-        shown.add_row(*cells)
-    return shown
 
 
 if __name__ == "__main__":

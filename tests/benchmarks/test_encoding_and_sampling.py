@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import encoders, precompute, random_bases, rows, sample, train_step
+from benchmarks import encoders, precompute, random_bases, rows, sample
 from benchmarks.busy import Busy, covered
+from benchmarks.cases import SINGLES
 from eridiff.demo.sizes import TINY
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the benchmarks themselves run")
@@ -76,7 +77,7 @@ def test_every_case_gives_its_rows(tmp_path: Path) -> None:
 def test_sampling_gives_a_row_a_way(monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
     family, _ = random_bases.BASES[recipe]
     monkeypatch.setitem(random_bases.BASES, recipe, (family, TINY))
-    case = sample.tiny_case(next(case for case in train_step.CASES if case.recipe == recipe))
+    case = sample.tiny_case(SINGLES[recipe])
     found = list(sample.measured(case, sample.Plan(steps=2, pictures=4, batch_size=2, compile=False)))
     assert [row["loop"] for row in found] == ["one by one", "batched"]
     assert all(row["images_per_s"] > 0 for row in found)

@@ -28,7 +28,7 @@ def test_each_recipe_gives_a_row(recipe: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(memory.SINGLES, recipe, small)
     trial = memory.trial_of(recipe, "8gb", options(quantize="int8", offload=1.0))
     trial = replace(trial, cap_gb=None, train=trial.train.model_copy(update={"optimizer": "adamw"}))
-    assert quantization_of(memory.kept_denoiser(trial)) == "int8"
+    assert quantization_of(memory.kept_denoiser(trial.recipe, trial.keep)) == "int8"
     found = memory.measured(trial, steps=1)
     assert found["ms"] > 0
     assert found["host_gb"] > 0

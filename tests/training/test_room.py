@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.cases import SINGLES, Case
 from benchmarks.random_bases import BASES
-from benchmarks.train_step import CASES, Case
 from eridiff import families
 from eridiff.demo.architecture import build_denoiser_on_meta
 from eridiff.families.activations import Workload
@@ -30,7 +30,6 @@ from eridiff.training.step import Batch, losses
 from tests.training.conftest import World
 
 META = torch.device("meta")
-SINGLES = [case for case in CASES if case.batch_size == 1]
 CELLS = 128
 
 
@@ -81,7 +80,7 @@ def batch_of(case: Case, family: ModelFamily) -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SINGLES, ids=lambda case: case.recipe)
+@pytest.mark.parametrize("case", SINGLES.values(), ids=SINGLES)
 @pytest.mark.filterwarnings("ignore:.*should be kept in float32")
 def test_activations_and_lora_at_published_sizes_are_those_that_torch_counts(
     case: Case, monkeypatch: pytest.MonkeyPatch
