@@ -108,24 +108,24 @@ def test_gradients_are_those_of_plain_attention(compiler: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
 @pytest.mark.parametrize("length", [300, 437])
 @pytest.mark.parametrize("width", [64, 128])
-def test_cudnn_is_right_whichever_way_gradients_came_before(width: int, length: int) -> None:
+def test_cudnn_is_right_whichever_way_gradients_came_before(width: int, length: int, joint: bool) -> None:
     """Dense gradients first, then slices, and compiled: one plan of cuDNN's serves all."""
     inputs = drawn(length=length, heads=4, width=width, device="cuda", dtype=torch.bfloat16)
+    if joint:  # as joint projections leave them
+        wide = torch.cat([tensor.detach() for tensor in inputs[:3]], dim=2)
+        inputs[:3] = [part.requires_grad_() for part in wide.chunk(3, dim=2)]
 
-    def apart(attention: Attention) -> Tensor:
-        return attention(*inputs[:3]).square().mean()
+    def alone(*inputs: Tensor) -> Tensor:
+        return attend(*inputs[:3]).square().mean()
 
-    def gradients(loss: Tensor, of: list[Tensor]) -> list[Tensor]:
-        return list(torch.autograd.grad(loss, of))
-
+    block = beside(attend)
     with sdpa_kernel(SDPBackend.MATH):
-        alone = gradients(apart(attend), inputs[:3])
-        wanted = gradients(beside(attend)(*inputs), inputs)
+        wanted = [torch.autograd.grad(run(*inputs), inputs[:3]) for run in (alone, block)]
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        pairs = list(zip(gradients(apart(attend), inputs[:3]), alone, strict=True))
-        for block in (beside(attend), compiled(beside(attend), "inductor")):
-            pairs += zip(gradients(block(*inputs), inputs), wanted, strict=True)
-    for found, right in pairs:
-        assert (found.float() - right.float()).norm() <= 0.02 * right.float().norm()
+        runs = [(alone, wanted[0]), (block, wanted[1]), (compiled(block, "inductor"), wanted[1])]
+        for run, right in runs:
+            for one, two in zip(torch.autograd.grad(run(*inputs), inputs[:3]), right, strict=True):
+                assert (one.float() - two.float()).norm() <= 0.02 * two.float().norm()
