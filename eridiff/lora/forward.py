@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -126,8 +127,10 @@ def compute_in_input_precision(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, Linear | Conv2d):
-            dense = type(module.base_layer) is nn.Linear
-            cast(Any, module).forward = Dense([module]) if dense else Beside([module])
+            layer: Any = module
+            layer.product = (Dense if type(layer.base_layer) is nn.Linear else Beside)([layer])
+            # One function for all, bound to each: compilers tell blocks apart by what `forward` is.
+            layer.forward = MethodType(_forward, layer)
 
 
 def join_projections(model: nn.Module) -> None:
@@ -146,12 +149,16 @@ def lora_forwards(model: nn.Module) -> list[LoraForward]:
         apart.product for module in model.modules() for apart in getattr(module, TOGETHER, {}).values()
     ]
     joined = {layer for product in products for layer in product.layers}
-    alone = [module.forward for module in model.modules() if module not in joined]
-    return products + [forward for forward in alone if isinstance(forward, LoraForward)]
+    alone = [getattr(module, "product", None) for module in model.modules() if module not in joined]
+    return products + [product for product in alone if isinstance(product, LoraForward)]
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    return layer.product(x)
 
 
 def _join(layers: Sequence[nn.Module]) -> Apart | None:
-    products = [layer.forward for layer in layers]
+    products = [getattr(layer, "product", None) for layer in layers]
     if not all(isinstance(product, Dense) for product in products):
         return None
     alike = {(layer.in_features, layer.base_layer.bias is None) for layer in cast(Any, layers)}

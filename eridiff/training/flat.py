@@ -39,13 +39,12 @@ class FlatParameters:
         self.summed = self.values.new_zeros(sum(sizes) + num_extra)
         self.gradients, self.extra = self.summed[: sum(sizes)], self.summed[sum(sizes) :]
         self._views = self.gradients.split(sizes)
-        self.zero_()
-
-    def zero_(self) -> None:
-        """Sets all gradients and extras to 0, and ties the parameters to them."""
-        self.summed.zero_()
         for parameter, view in zip(self._parameters.values(), self._views, strict=True):
             parameter.grad = view.view_as(parameter)
+
+    def zero_(self) -> None:
+        """Sets all gradients and extras to 0."""
+        self.summed.zero_()
 
     def as_one(self, names: Sequence[str]) -> nn.Parameter:
         """Parameters that follow each other, from the first name on, as one `[m]` with its gradient."""

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from eridiff.families.attention.projections import projected
+from eridiff.lora.forward import compute_in_input_precision, join_projections, lora_forwards
+from eridiff.lora.rounding import Rounding
 from eridiff.recipe import Train
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.compiling import compile_blocks, eagerly
@@ -100,6 +104,36 @@ def test_compiled_passes_in_joint_products_learn_the_same(world: World) -> None:
     )
     for wanted, gradient in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+
+
+class Block(nn.Module):
+    """Attention's projections, and a layer after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 4)
+        self.to_out = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.to_out(torch.cat(projected(self, x, "to_q", "to_k", "to_v"), dim=-1))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_blocks_with_lora_share_their_code(joined: bool) -> None:
+    model = nn.Sequential(*(Block() for _ in range(4))).requires_grad_(False)
+    layers = ["to_q", "to_k", "to_v", "to_out"]
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=layers), model)
+    compute_in_input_precision(model)
+    if joined:
+        join_projections(model)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    flat = FlatParameters(parameters, num_extra=0)
+    rounding = Rounding(lora_forwards(model), flat.values, flat.gradients, torch.float32)
+    compile_blocks(model, ("Block",), backend="aot_eager")
+    for _ in range(2):
+        with rounding.ahead():
+            model(torch.ones(3, 8, requires_grad=True)).sum().backward()
+    assert num_graphs() == 1
 
 
 def test_a_denoiser_without_such_blocks_is_refused() -> None:
