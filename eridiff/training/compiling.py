@@ -8,13 +8,14 @@ all further ones (https://docs.pytorch.org/tutorials/recipes/regional_compilatio
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eridiff.training.offload import set_forward
 
@@ -53,8 +54,16 @@ def compile_blocks(denoiser: nn.Module, kinds: Iterable[str], *, backend: str = 
     for block in blocks:
         key = (type(block), _widths(block))
         function = own.setdefault(key, _copy(type(block).forward, len(own)))
-        set_forward(block, torch.compile(MethodType(function, block), backend=backend, fullgraph=True))
+        compiled = torch.compile(MethodType(function, block), backend=backend, fullgraph=True)
+        set_forward(block, partial(_call, compiled))
     return len(blocks)
+
+
+def num_compiled() -> int:
+    """Graphs that were compiled in this process so far."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
 
 
 @contextmanager
@@ -62,6 +71,23 @@ def eagerly() -> Iterator[None]:
     """A context in which compiled blocks run as they were written."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _call(compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """What is compiled, on inputs that own their memory.
+
+    Flux's blocks hand on slices of one tensor. Torch would take their base's shape for a part of the input's
+    type, and compile again wherever it looks different.
+    """
+    return compiled(*map(_owned, inputs), **{name: _owned(value) for name, value in named.items()})
+
+
+def _owned(value: Any) -> Any:
+    return (
+        value.clone(memory_format=torch.contiguous_format)
+        if isinstance(value, Tensor) and value._is_view()
+        else value
+    )
 
 
 def _widths(block: nn.Module) -> object:

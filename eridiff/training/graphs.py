@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from eridiff.diffusion.objectives import Losses
+from eridiff.training.compiling import num_compiled
 from eridiff.training.step import Batch
 
 Pass = Callable[[Batch, Tensor], Losses]
@@ -33,10 +34,11 @@ class _Recording:
 
 
 class Recorded:
-    """A pass that runs as it is when a shape is first met, is recorded the second time, then replayed.
+    """A pass that runs as it is while a shape is new to it, then is recorded, then replayed.
 
-    The first run compiles kernels and fills caches, so that nothing is left to do but launches. A recording
-    keeps its memory: all share one pool, so that together they take about what the largest takes.
+    First runs compile kernels and fill caches; after one that compiled nothing, only launches are left to be
+    recorded. A recording keeps its memory: all share one pool, so that together they take about what the
+    largest takes.
 
     Args:
         run: the pass, on a CUDA device; it must not wait for the device.
@@ -45,7 +47,7 @@ class Recorded:
 
     def __init__(self, run: Pass, device: torch.device) -> None:
         self._run, self._device = run, device
-        self._met: set[Shapes] = set()
+        self._settled: set[Shapes] = set()
         self._recordings: dict[Shapes, _Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -54,9 +56,11 @@ class Recorded:
         shapes = tuple(tensor.shape for tensor in batch.tensors())
         recording = self._recordings.get(shapes)
         if recording is None:
-            if shapes not in self._met or len(self._recordings) == MAX_RECORDINGS:
+            if shapes not in self._settled or len(self._recordings) == MAX_RECORDINGS:
+                before = num_compiled()
                 losses = self._run(batch.to(self._device), torch.full((), factor, device=self._device))
-                self._met.add(shapes)
+                if num_compiled() == before:
+                    self._settled.add(shapes)
                 return losses
             recording = self._recordings[shapes] = self._record(batch)
         for there, new in zip(recording.batch.tensors(), batch.tensors(), strict=True):

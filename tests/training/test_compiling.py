@@ -97,6 +97,9 @@ def test_compiled_passes_in_joint_products_learn_the_same(world: World) -> None:
         for numbers in (SQUARES[:2], WIDES, SQUARES[:3]):
             passes.fill([batch_of(world, numbers)], len(numbers))
             found.append(flat.gradients.clone())
+    before = num_graphs()
+    passes.fill([batch_of(world, SQUARES[:3])], 3)
+    assert num_graphs() == before, "what was compiled serves the next pass, too"
     assert (
         0
         < num_graphs()

@@ -49,7 +49,7 @@ def weights_after(
     trainer = Trainer(world.family, denoiser, parameters, chosen, Processes(0, 1, cuda))
     told = []
     with attention("math"):
-        for step in range(8):
+        for step in range(12):
             shapes = [(range(4),), (range(5, 8),), (range(3), range(2))][step % 3]
             batches = tuple(batch_of(world, numbers, step, text) for numbers in shapes)
             work = StepBatches(step, 0, sum(map(len, batches)), batches)
