@@ -25,7 +25,7 @@ _CAPABILITY = (8, 9)
 
 def refuse_without_hardware(device: torch.device) -> None:
     """Raise ModelError on a GPU that has no fp8 products; nothing else is done in their place."""
-    if device.type == "cpu":  # torch has them there, slowly
+    if device.type == "cpu":  # there the same numbers come of slower products
         return
     found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if found is None or found < _CAPABILITY:
@@ -81,6 +81,8 @@ class _Product(torch.autograd.Function):
 def _multiplied(rows: Tensor, right: Tensor, scales: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """`rows @ (right * scales)` with rows rounded to fp8, in the dtype of rows or another."""
     codes, own = _rounded(rows.contiguous())
+    if rows.device.type == "cpu":  # where torch 2.11 has no product of rows with scales of their own
+        return (codes.float() @ right.float() * own * scales).to(dtype or rows.dtype)
     found = torch._scaled_mm(codes, right, scale_a=own, scale_b=scales, out_dtype=torch.bfloat16)
     return found.to(dtype or rows.dtype)
 
