@@ -1,49 +1,95 @@
 """One recipe at real size through every stage on a GPU: seconds and peak memory of each.
 
 `python -m benchmarks.full_size --recipe flux-dev` writes a base of the published widths with random weights
-(in bfloat16, as a diffusers folder), some images, and runs ingest, precompute, train and evaluate on them.
-Random weights take the time and the memory of trained ones. Needs a CUDA device, and disk for the base: 34 GB
-for flux-dev, 16 GB for sd35-medium, 28 GB for sd35-large, 7 GB for sdxl.
+(in bfloat16, as a diffusers folder, or with `--original` as original files), some images, and runs ingest,
+precompute, train and evaluate on them. Random weights take the time and the memory of trained ones. Needs a
+CUDA device, and disk for the base: 34 GB for flux-dev, 16 GB for sd35-medium, 28 GB for sd35-large, 7 GB for
+sdxl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
-import torch
 from PIL import Image
 
-from benchmarks.device import DEVICE
+from benchmarks import original_files
+from benchmarks.device import DEVICE, free, peak_memory, synchronize
 from benchmarks.random_bases import BASES, write_base
+from benchmarks.rows import Row, shown
+from eridiff.demo.architecture import save_random_base
+from eridiff.demo.sizes import TINY
+from eridiff.recipe import Recipe
 from stages import pipeline
+
+COLUMNS = ("recipe", "stage", "seconds", "peak_gb", "host_gb")
 
 
 def main() -> None:
     """Writes the base and the images, runs the stages, prints a row for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", choices=BASES, default="sdxl")
+    parser.add_argument("--original", action="store_true", help="the base as original files, each part one")
     parser.add_argument("--folder", type=Path, default=Path("full-size"))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="no table at the end")
     options = parser.parse_args()
     if DEVICE.type != "cuda":
         parser.error("this needs a CUDA device")
-    family, size = BASES[options.recipe]
-    base, images = options.folder / options.recipe / "base", options.folder / "images"
-    report("write base", lambda: write_base(family, size, base), options)
+    if options.original and options.recipe not in original_files.FILES:
+        parser.error(f"original files are written of {', '.join(original_files.FILES)}")
+    shown(rows(options), COLUMNS, as_table=not options.json)
+
+
+def rows(options: argparse.Namespace) -> Iterator[Row]:
+    """A row for writing the base, then one for each stage."""
+    folder = options.folder / options.recipe
+    images = options.folder / "images"
     write_images(images, options.images)
-    recipe = pipeline.load_recipe(
+    write = write_original if options.original else write_folder
+    told: Row = {"recipe": options.recipe}
+    yield told | timed("write base", lambda: write(options.recipe, folder / "base"))
+    recipe = recipe_of(options, write(options.recipe, folder / "base"), images)  # it is there by now
+    for name in pipeline.NAMES:
+        yield told | timed(name, partial(pipeline.run_stage, name, recipe))
+
+
+def write_folder(recipe: str, folder: Path) -> dict[str, Any]:
+    """A base as a diffusers folder; keys of a recipe that name it."""
+    family, size = BASES[recipe]
+    write_base(family, size, folder)
+    return {"model.base": str(folder)}
+
+
+def write_original(recipe: str, folder: Path) -> dict[str, Any]:
+    """A base as original files, with the tokenizers of a tiny one; keys of a recipe that name them."""
+    family, _ = BASES[recipe]
+    parts = original_files.write(recipe, folder)
+    save_random_base(family, folder / "tiny", size=TINY)
+    tokenizers = sorted((folder / "tiny").glob("tokenizer*"))
+    for name, source in (("clip", tokenizers[0]), ("t5", tokenizers[-1])):
+        copytree(source, folder / "tokenizers" / name, dirs_exist_ok=True)
+    return {
+        "model.base": parts.model_dump(mode="json", exclude_none=True),
+        "model.tokenizers": str(folder / "tokenizers"),
+    }
+
+
+def recipe_of(options: argparse.Namespace, base: dict[str, Any], images: Path) -> Recipe:
+    """The recipe of that name, of few steps and one picture."""
+    folder = options.folder / options.recipe
+    return pipeline.load_recipe(
         Path("configs") / f"{options.recipe}.yaml",
         {
-            "model.base": str(base),
+            **base,
             "model.variant": None,
             "datasets.0.folder_path": str(images),
             "train.steps": options.steps,
@@ -51,33 +97,24 @@ def main() -> None:
             "sample.seeds": [1],
             "validation.images": 1,
             "ingest.holdout": 0.1,
-            "storage.data": str(options.folder / options.recipe / "data"),
-            "storage.runs": str(options.folder / options.recipe / "runs"),
+            "storage.data": str(folder / "data"),
+            "storage.runs": str(folder / "runs"),
         },
     )
-    for name in pipeline.NAMES:
-        report(name, partial(pipeline.run_stage, name, recipe), options)
 
 
-def report(name: str, work: Callable[[], object], options: argparse.Namespace) -> None:
-    """Runs `work` and prints its seconds, peak device memory and the process's peak memory so far."""
-    row = {"recipe": options.recipe, "card": torch.cuda.get_device_name(), **timed(name, work)}
-    text = "  ".join(f"{key} {value}" for key, value in row.items())
-    print(json.dumps(row) if options.json else text, flush=True)
-
-
-def timed(name: str, work: Callable[[], object]) -> dict[str, Any]:
+def timed(stage: str, work: Callable[[], object]) -> Row:
     """Seconds, peak device memory and the process's peak memory so far, of `work`."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    free()
     started = time.monotonic()
     work()
-    torch.cuda.synchronize()
+    synchronize()
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {
-        "stage": name,
+        "stage": stage,
         "seconds": round(time.monotonic() - started, 1),
-        "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1),
-        "peak_host_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 1),
+        **peak_memory(),
+        "host_gb": round(host, 1),
     }
 
 
