@@ -330,14 +330,17 @@ def test_torchrun_with_two_processes_makes_one_run(root: tuple[Path, Path]) -> N
         torch.testing.assert_close(value, ends[1][name], rtol=1e-2, atol=1e-4)
 
 
-def test_blocks_kept_in_system_memory_train_the_same_run_to_the_same_bytes(root: tuple[Path, Path]) -> None:
-    plain, away = chosen(root, runs="plain"), chosen(root, runs="away", train={"offload": 1.0})
-    assert run_of(plain).id == run_of(away).id
-    for made in (plain, away):
+def test_blocks_kept_in_system_memory_train_the_same_run(root: tuple[Path, Path]) -> None:
+    kept = {}
+    for share in (0.0, 0.5, 1.0):
+        made = chosen(root, runs=f"away-{share}", train={"offload": share})
         train.run(made)
-    wanted = checkpoint.load(folder_of(run_of(plain), 6))
-    found = checkpoint.load(folder_of(run_of(away), 6))
-    assert all(torch.equal(found.lora[name], wanted.lora[name]) for name in wanted.lora)
+        assert run_of(made).id == run_of(chosen(root)).id
+        kept[share] = checkpoint.load(folder_of(run_of(made), 6)).lora
+    for name, value in kept[1.0].items():
+        assert torch.equal(value, kept[0.5][name]), "however many blocks are away"
+        # Blocks that stay make queries, keys and values in one product, which rounds otherwise.
+        torch.testing.assert_close(value, kept[0.0][name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4", "fp8"])
