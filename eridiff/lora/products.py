@@ -32,7 +32,7 @@ def lora_linear(
         weight: `[out, in]`, frozen; the layers' weights one below the other.
         bias: `[out]`, frozen.
         down: `[rank, in]`; theirs one below the other.
-        ups: one `[out_i, rank_i]` a layer; of rank 0 where it has no LoRA.
+        ups: one `[out_i, rank_i]` a layer.
         scales: what each layer's change is multiplied by.
     """
     found = _Products.apply(x, weight, bias, down, list(scales), *ups)
@@ -74,8 +74,7 @@ def _forward(
     narrow = rows @ down.t()
     found = functional.linear(rows, weight, bias)
     for part, inner, up, scale in zip(*_parts(found, narrow, ups), ups, scales, strict=True):
-        if up.shape[1]:
-            part.addmm_(inner, up.t(), alpha=scale)
+        part.addmm_(inner, up.t(), alpha=scale)
     return found.view(*x.shape[:-1], weight.shape[0]), narrow
 
 
@@ -95,12 +94,11 @@ def _backward(
     of_ups = [torch.empty_like(up) for up in ups]
     of_parts = zip(*_parts(out, narrow, ups), inner.split(_ranks(ups), dim=1), strict=True)
     for (part, hidden, of_hidden), up, of_up, scale in zip(of_parts, ups, of_ups, scales, strict=True):
-        if up.shape[1]:
-            torch.mm(part, up, out=of_hidden)
-            torch.mm(part.t(), hidden, out=of_up)
-            if scale != 1:
-                of_hidden.mul_(scale)
-                of_up.mul_(scale)
+        torch.mm(part, up, out=of_hidden)
+        torch.mm(part.t(), hidden, out=of_up)
+        if scale != 1:
+            of_hidden.mul_(scale)
+            of_up.mul_(scale)
     of_x = (out @ weight).addmm_(inner, down).view(x.shape) if of_input else x.new_empty(0)
     return [of_x, inner.t() @ rows, *of_ups]
 
