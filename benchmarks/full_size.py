@@ -56,8 +56,9 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     write_images(images, options.images)
     write = write_original if options.original else write_folder
     told: Row = {"recipe": options.recipe}
-    yield told | timed("write base", lambda: write(options.recipe, folder / "base"))
-    recipe = recipe_of(options, write(options.recipe, folder / "base"), images)  # it is there by now
+    base: dict[str, Any] = {}
+    yield told | timed("write base", lambda: base.update(write(options.recipe, folder / "base")))
+    recipe = recipe_of(options, base, images)
     for name in pipeline.NAMES:
         yield told | timed(name, partial(pipeline.run_stage, name, recipe))
 

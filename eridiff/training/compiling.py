@@ -83,11 +83,9 @@ def _call(compiled: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
 
 
 def _owned(value: Any) -> Any:
-    return (
-        value.clone(memory_format=torch.contiguous_format)
-        if isinstance(value, Tensor) and value._is_view()
-        else value
-    )
+    if isinstance(value, Tensor) and value._is_view():
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
 
 
 def _widths(block: nn.Module) -> object:

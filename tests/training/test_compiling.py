@@ -11,7 +11,7 @@ from eridiff.lora.forward import compute_in_input_precision, join_projections, l
 from eridiff.lora.rounding import Rounding
 from eridiff.recipe import Train
 from eridiff.training.batches import Batches, Draws
-from eridiff.training.compiling import compile_blocks, eagerly
+from eridiff.training.compiling import compile_blocks, eagerly, num_compiled
 from eridiff.training.flat import FlatParameters
 from eridiff.training.order import Draw
 from eridiff.training.passes import Passes
@@ -42,10 +42,6 @@ def gradients(world: World, denoiser: nn.Module, parameters: dict[str, nn.Parame
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])
 
 
-def num_graphs() -> int:
-    return counters["stats"]["unique_graphs"]
-
-
 @pytest.mark.slow
 def test_compiled_blocks_learn_the_same(world: World) -> None:
     denoiser, parameters = make_denoiser(world)
@@ -56,7 +52,7 @@ def test_compiled_blocks_learn_the_same(world: World) -> None:
     assert list(denoiser.state_dict()) == names
     found = gradients(world, denoiser, parameters, batch)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
-    assert 0 < num_graphs() <= num_blocks
+    assert 0 < num_compiled() <= num_blocks
 
 
 @pytest.mark.slow
@@ -66,7 +62,7 @@ def test_few_graphs_serve_all_shapes(any_world: World) -> None:
     graphs = []
     for numbers in (SQUARES[:4], WIDES, SQUARES[:3], WIDES[:2]):
         gradients(any_world, denoiser, parameters, batch_of(any_world, numbers))
-        graphs.append(num_graphs())
+        graphs.append(num_compiled())
     assert graphs[1] > graphs[0]
     assert graphs[-1] == graphs[1], "both sizes are left open once both have changed"
 
@@ -78,10 +74,10 @@ def test_compiled_blocks_can_be_recomputed_and_run_eagerly(any_world: World) -> 
     compile_blocks(denoiser, any_world.family.blocks, backend="aot_eager")
     with eagerly():
         assert torch.equal(gradients(any_world, denoiser, parameters, batch), wanted)
-    assert num_graphs() == 0
+    assert num_compiled() == 0
     with recomputing(denoiser):
         found = gradients(any_world, denoiser, parameters, batch)
-    assert num_graphs() > 0
+    assert num_compiled() > 0
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
 
@@ -97,14 +93,11 @@ def test_compiled_passes_in_joint_products_learn_the_same(world: World) -> None:
         for numbers in (SQUARES[:2], WIDES, SQUARES[:3]):
             passes.fill([batch_of(world, numbers)], len(numbers))
             found.append(flat.gradients.clone())
-    before = num_graphs()
+    before = num_compiled()
     passes.fill([batch_of(world, SQUARES[:3])], 3)
-    assert num_graphs() == before, "what was compiled serves the next pass, too"
-    assert (
-        0
-        < num_graphs()
-        <= 2 * len([m for m in denoiser.modules() if type(m).__name__ in world.family.blocks])
-    )
+    assert num_compiled() == before, "what was compiled serves the next pass, too"
+    blocks = [module for module in denoiser.modules() if type(module).__name__ in world.family.blocks]
+    assert 0 < num_compiled() <= 2 * len(blocks)
     for wanted, gradient in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
 
@@ -136,7 +129,7 @@ def test_blocks_with_lora_share_their_code(joined: bool) -> None:
     for _ in range(2):
         with rounding.ahead():
             model(torch.ones(3, 8, requires_grad=True)).sum().backward()
-    assert num_graphs() == 1
+    assert num_compiled() == 1
 
 
 def test_a_denoiser_without_such_blocks_is_refused() -> None:
