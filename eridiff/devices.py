@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -54,6 +56,16 @@ def worth_compiling(
     if wanted == "auto":
         return device.type == "cuda" and num_items >= break_even
     return wanted
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels in Triton's language run there: on GPUs, where torch came with Triton."""
+    return device.type == "cuda" and _triton_is_installed()
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 def free_memory() -> None:

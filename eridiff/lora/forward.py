@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eridiff.families.attention.projections import TOGETHER, groups_of
+from eridiff.lora.bases import base_of, has_base, join
 from eridiff.lora.inject import ADAPTER
 from eridiff.lora.products import lora_linear
 
@@ -90,20 +91,20 @@ class Beside(LoraForward):
 
 
 class Dense(LoraForward):
-    """Dense linear layers in one product, whose weights lie together from here on if they are several."""
+    """Linear layers in one product, whose weights lie together from here on if they are several."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
         super().__init__(layers)
         bases = [layer.base_layer for layer in layers]
-        self._base: Any = bases[0] if len(bases) == 1 else _joined(bases)
+        self._joined = join(bases) if len(bases) > 1 else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers' outputs for x `[..., in]` side by side, `[..., out]`."""
-        base = self._base
+        base = self._joined or base_of(self.layers[0].base_layer)
         if self._off:
-            return functional.linear(x, base.weight, base.bias)
+            return base(x)
         factors = self._factors(x.dtype)
-        return lora_linear(x, base.weight, base.bias, factors.down, factors.ups, self._scales)
+        return lora_linear(x, base, factors.down, factors.ups, self._scales)
 
 
 class Apart:
@@ -128,7 +129,7 @@ def compute_in_input_precision(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear | Conv2d):
             layer: Any = module
-            layer.product = (Dense if type(layer.base_layer) is nn.Linear else Beside)([layer])
+            layer.product = (Dense if has_base(layer.base_layer) else Beside)([layer])
             # One function for all, bound to each: compilers tell blocks apart by what `forward` is.
             layer.forward = MethodType(_forward, layer)
 
@@ -161,27 +162,8 @@ def _join(layers: Sequence[nn.Module]) -> Apart | None:
     products = [getattr(layer, "product", None) for layer in layers]
     if not all(isinstance(product, Dense) for product in products):
         return None
-    alike = {(layer.in_features, layer.base_layer.bias is None) for layer in cast(Any, layers)}
+    alike = {
+        (layer.in_features, type(layer.base_layer), layer.base_layer.bias is None)
+        for layer in cast(Any, layers)
+    }
     return Apart(Dense(layers)) if len(alike) == 1 else None
-
-
-@dataclass(frozen=True)
-class _Weights:
-    weight: Tensor
-    bias: Tensor | None
-
-
-def _joined(layers: Sequence[nn.Linear]) -> _Weights:
-    """The layers' weights one below the other, of which theirs are views from here on; biases likewise."""
-    heights = [layer.out_features for layer in layers]
-    tensors: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
-    for name in tensors:
-        own = [getattr(layer, name) for layer in layers]
-        if own[0] is not None:
-            tensors[name] = whole = nn.Parameter(
-                torch.cat([part.detach() for part in own]), requires_grad=False
-            )
-            for part, view in zip(own, whole.data.split(heights), strict=True):
-                part.data = view
-    assert tensors["weight"] is not None
-    return _Weights(tensors["weight"], tensors["bias"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eridiff.errors import ModelError
+from eridiff.families.attention.projections import TOGETHER
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora import peft_reader
 from eridiff.lora.adapters import Lora
@@ -70,7 +71,7 @@ def check_output(
         module for model in models for module in model.modules() if hasattr(module, "lora_A")
     ]
     # Compiled parts would be compiled again for the other adapter: three passes do not pay for that.
-    with _plain_forward(layers), torch.compiler.set_stance("force_eager"):
+    with _plain_forward(models, layers), torch.compiler.set_stance("force_eager"):
         wanted = predict().float()
         with _without(layers):
             effect = float((wanted - predict().float()).norm())
@@ -88,15 +89,17 @@ def check_output(
 
 
 @contextmanager
-def _plain_forward(layers: list[Any]) -> Iterator[None]:
-    """Let layers compute as their class says, whatever was put into them for training."""
-    replaced = [(layer, layer.__dict__.pop("forward", None)) for layer in layers]
+def _plain_forward(models: Iterable[nn.Module], layers: list[Any]) -> Iterator[None]:
+    """Let layers compute as their class says, whatever was put into them or around them for training."""
+    replaced = [(layer, "forward", layer.__dict__.pop("forward", None)) for layer in layers]
+    # A product of several layers knows the trained adapter only.
+    replaced += [(m, TOGETHER, m.__dict__.pop(TOGETHER, None)) for model in models for m in model.modules()]
     try:
         yield
     finally:
-        for layer, forward in replaced:
-            if forward is not None:
-                layer.forward = forward
+        for module, name, own in replaced:
+            if own is not None:
+                setattr(module, name, own)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
     y = x W' + b,  then for each part i of its columns:  y_i += s_i (x D_i') U_i'
 
 A compiler that sees these products one by one writes the LoRA's to memory, reads them again and adds. Here
-cuBLAS adds into the base's product as it multiplies. Several layers of one input (query, key and value) are
-one: their weights one below the other, and so are their `down`s, so that the input is read once for all.
+they are added where the base's product lies, by a kernel made for few inner columns. Several layers of one
+input (query, key and value) are one: their weights one below the other, and so are their `down`s, so that the
+input is read once for all. W may be codes of fp8, whose products take the input's rows rounded once for all.
 """
 
 from __future__ import annotations
@@ -16,26 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eridiff.devices import has_triton
+from eridiff.families.frozen import fp8
+from eridiff.lora.bases import Base
+
 
 def lora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    ups: Sequence[Tensor],
-    scales: Sequence[float],
+    x: Tensor, base: Base, down: Tensor, ups: Sequence[Tensor], scales: Sequence[float]
 ) -> Tensor:
     """The layers' outputs side by side, `[..., out]`; differentiable in x, `down` and `ups`.
 
     Args:
-        x: `[..., in]`, of the dtype of all others.
-        weight: `[out, in]`, frozen; the layers' weights one below the other.
-        bias: `[out]`, frozen.
-        down: `[rank, in]`; theirs one below the other.
+        x: `[..., in]`, of the dtype of all others but codes.
+        base: frozen.
+        down: `[rank, in]`; the layers' one below the other.
         ups: one `[out_i, rank_i]` a layer.
         scales: what each layer's change is multiplied by.
     """
-    found = _Products.apply(x, weight, bias, down, list(scales), *ups)
+    found = _Products.apply(x, base.weight, base.scales, base.bias, down, list(scales), *ups)
     return found  # pyright: ignore[reportReturnType]  # apply has no type
 
 
@@ -46,35 +45,47 @@ class _Products(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         weight: Tensor,
+        weight_scales: Tensor | None,
         bias: Tensor | None,
         down: Tensor,
         scales: list[float],
         *ups: Tensor,
     ) -> Tensor:
         run = _forward_operator if torch.compiler.is_compiling() else _forward
-        found, narrow = run(x, weight, bias, down, list(ups), scales)
-        ctx.save_for_backward(x, narrow, weight, down, *ups)
+        found, narrow = run(x, weight, weight_scales, bias, down, list(ups), scales)
+        ctx.save_for_backward(x, narrow, weight, weight_scales, down, *ups)
         ctx.scales = scales
         return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, weight, down, *ups = ctx.saved_tensors
+        x, narrow, weight, weight_scales, down, *ups = ctx.saved_tensors
         of_input = ctx.needs_input_grad[0]
         run = _backward_operator if torch.compiler.is_compiling() else _backward
-        of_x, of_down, *of_ups = run(gradients[0], x, narrow, weight, down, ups, ctx.scales, of_input)
-        return of_x if of_input else None, None, None, of_down, None, *of_ups
+        of_x, of_down, *of_ups = run(
+            gradients[0], x, narrow, weight, weight_scales, down, ups, ctx.scales, of_input
+        )
+        return of_x if of_input else None, None, None, None, of_down, None, *of_ups
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: list[Tensor], scales: list[float]
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor | None,
+    bias: Tensor | None,
+    down: Tensor,
+    ups: list[Tensor],
+    scales: list[float],
 ) -> tuple[Tensor, Tensor]:
     """The output and `x D'`, `[rows, rank]`."""
     rows = x.reshape(-1, x.shape[-1])
     narrow = rows @ down.t()
-    found = functional.linear(rows, weight, bias)
+    if weight_scales is None:
+        found = functional.linear(rows, weight, bias)
+    else:
+        found = fp8.forward(rows, weight, weight_scales, bias)
     for part, inner, up, scale in zip(*_parts(found, narrow, ups), ups, scales, strict=True):
-        part.addmm_(inner, up.t(), alpha=scale)
+        _add_low_rank_(part, inner, up, scale)
     return found.view(*x.shape[:-1], weight.shape[0]), narrow
 
 
@@ -83,6 +94,7 @@ def _backward(
     x: Tensor,
     narrow: Tensor,
     weight: Tensor,
+    weight_scales: Tensor | None,
     down: Tensor,
     ups: list[Tensor],
     scales: list[float],
@@ -99,8 +111,22 @@ def _backward(
         if scale != 1:
             of_hidden.mul_(scale)
             of_up.mul_(scale)
-    of_x = (out @ weight).addmm_(inner, down).view(x.shape) if of_input else x.new_empty(0)
+    of_x = x.new_empty(0)
+    if of_input:
+        of_rows = out @ weight if weight_scales is None else fp8.backward(out, weight, weight_scales)
+        _add_low_rank_(of_rows, inner, down.t(), 1)
+        of_x = of_rows.view(x.shape)
     return [of_x, inner.t() @ rows, *of_ups]
+
+
+def _add_low_rank_(wide: Tensor, narrow: Tensor, up: Tensor, scale: float) -> None:
+    """Adds `scale * narrow @ up.T`."""
+    if wide.dtype in (torch.bfloat16, torch.float16) and has_triton(wide.device):
+        from eridiff.lora.kernels import add_low_rank_
+
+        add_low_rank_(wide, narrow, up, scale)
+    else:
+        wide.addmm_(narrow, up.t(), alpha=scale)
 
 
 _forward_operator = torch.library.custom_op("eridiff::lora_linear", _forward, mutates_args=())
@@ -108,14 +134,24 @@ _backward_operator = torch.library.custom_op("eridiff::lora_linear_backward", _b
 
 
 @_forward_operator.register_fake
-def _(x: Tensor, weight: Tensor, bias: Any, down: Tensor, ups: Any, scales: Any) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, weight_scales: Any, bias: Any, down: Tensor, ups: Any, scales: Any
+) -> tuple[Tensor, Tensor]:
     num_rows = x[..., 0].numel()
     return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(num_rows, down.shape[0])
 
 
 @_backward_operator.register_fake
 def _(
-    gradient: Tensor, x: Tensor, narrow: Any, weight: Any, down: Tensor, ups: Any, scales: Any, of_input: bool
+    gradient: Tensor,
+    x: Tensor,
+    narrow: Any,
+    weight: Any,
+    weight_scales: Any,
+    down: Tensor,
+    ups: Any,
+    scales: Any,
+    of_input: bool,
 ) -> list[Tensor]:
     of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if of_input else x.new_empty(0)
     return [of_x, torch.empty_like(down), *(torch.empty_like(up) for up in ups)]

@@ -54,6 +54,7 @@ class Session:
             StoreError: the disk is full.
         """
         recipe, family, run = self.inputs.recipe, self.job.family, self.job.run
+        weights = {name: value.detach().cpu() for name, value in weights.items()}  # where files are read
         lora = self.injected.lora(weights)
         file_format = resolve_format(recipe.network.format, family)
         named = describe(

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from eridiff.families.frozen import fp8
+from eridiff.lora.bases import Base
 from eridiff.lora.products import lora_linear
 
 SCALES = (0.5, 1.0)
@@ -41,7 +43,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: lis
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: list[Tensor]) -> Tensor:
-    return lora_linear(x, weight, bias, down, ups, SCALES)
+    return lora_linear(x, Base(weight, None, bias), down, ups, SCALES)
 
 
 def output_and_gradients(run: Callable[..., Tensor], **settings: bool) -> list[Tensor]:
@@ -74,15 +76,43 @@ def test_what_comes_as_a_slice_of_something_wider_is_taken_as_it_is() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_the_operators_tell_compilers_the_truth() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_base_of_fp8_is_multiplied_as_its_codes_are(compiled: bool) -> None:
+    x, weight, bias, down, ups = inputs()
+    assert bias is not None
+    x, down, bias = x.repeat(2, 2, 1).float(), down.float(), bias.float()  # rows enough for products of fp8
+    ups = [up.float() for up in ups]
+    codes, scales = fp8.pack(weight.float())
+
+    def run(x: Tensor, codes: Tensor, scales: Tensor, down: Tensor, ups: list[Tensor]) -> Tensor:
+        return lora_linear(x, Base(codes, scales, bias), down, ups, SCALES)
+
+    def one_by_one(x: Tensor, codes: Tensor, scales: Tensor, down: Tensor, ups: list[Tensor]) -> Tensor:
+        return Base(codes, scales, bias)(x) + plain(x, torch.zeros_like(weight).float(), None, down, ups)
+
+    fast = torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run
+    results = []
+    for function in (fast, one_by_one):
+        output = function(x, codes, scales, down, ups)
+        results.append([output.detach(), *torch.autograd.grad(output.square().sum(), (x, down, *ups))])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_operators_tell_compilers_the_truth(quantised: bool) -> None:
     x, weight, bias, down, ups = (
         [one.detach() for one in tensor] if isinstance(tensor, list) else tensor.detach()
         for tensor in inputs()
     )
+    scales = None
+    if quantised:
+        weight, scales = fp8.pack(weight.float())
     operators = torch.ops.eridiff
-    arguments = (x, weight, bias, down, ups, list(SCALES))
+    arguments = (x, weight, scales, bias, down, ups, list(SCALES))
     torch.library.opcheck(operators.lora_linear.default, arguments)
     output, narrow = operators.lora_linear(*arguments)
     torch.library.opcheck(
-        operators.lora_linear_backward.default, (output, x, narrow, weight, down, ups, list(SCALES), True)
+        operators.lora_linear_backward.default,
+        (output, x, narrow, weight, scales, down, ups, list(SCALES), True),
     )

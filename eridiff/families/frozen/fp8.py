@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from eridiff.devices import has_triton
 from eridiff.errors import ModelError
 
 _CODES = torch.float8_e4m3fn
@@ -59,39 +60,67 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
         ctx.save_for_backward(codes, scales)
-        rows = x.flatten(0, -2)
-        if rows.shape[0] < _FEWEST_ROWS:
-            return functional.linear(x, dense(codes, scales, _sides(codes)).to(x.dtype))
-        result = _multiplied(rows, codes.view(_CODES).t(), scales[None])
-        return result.view(*x.shape[:-1], -1)
+        return forward(x.flatten(0, -2), codes, scales, None).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        codes, scales = ctx.saved_tensors
         (gradient,) = gradients
-        rows = gradient.flatten(0, -2)
-        if rows.shape[0] < _FEWEST_ROWS:
-            return gradient @ dense(codes, scales, _sides(codes)).to(gradient.dtype), None, None
-        # The second factor must lie column by column: its bytes are transposed here, rather than kept twice.
-        right = codes.t().contiguous().t().view(_CODES)
-        result = _multiplied(rows * scales, right, scales.new_ones(1, codes.shape[1]), rows.dtype)
-        return result.view(*gradient.shape[:-1], -1), None, None
+        found = backward(gradient.flatten(0, -2), *ctx.saved_tensors)
+        return found.view(*gradient.shape[:-1], -1), None, None
 
 
-def _multiplied(rows: Tensor, right: Tensor, scales: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """`rows @ (right * scales)` with rows rounded to fp8, in the dtype of rows or another."""
-    codes, own = _rounded(rows.contiguous())
-    if rows.device.type == "cpu":  # where torch 2.11 has no product of rows with scales of their own
-        return (codes.float() @ right.float() * own * scales).to(dtype or rows.dtype)
+def forward(rows: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """`rows @ weight.T + bias` for rows `[n, in]`, in their dtype; not differentiable."""
+    if rows.shape[0] < _FEWEST_ROWS:
+        return functional.linear(rows, dense(codes, scales, _sides(codes)).to(rows.dtype), bias)
+    found = _multiplied(_rounded(rows), codes.view(_CODES).t(), scales[None], rows.dtype)
+    return found if bias is None else found.add_(bias)
+
+
+def backward(gradient: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
+    """`gradient @ weight` for a gradient `[n, out]` of `forward`'s output, in its dtype."""
+    if gradient.shape[0] < _FEWEST_ROWS:
+        return gradient @ dense(codes, scales, _sides(codes)).to(gradient.dtype)
+    # The second factor must lie column by column: its bytes are transposed here, rather than kept twice.
+    right = _transposed(codes).view(_CODES).t()
+    return _multiplied(_rounded(gradient, scales), right, scales.new_ones(1, codes.shape[1]), gradient.dtype)
+
+
+def _multiplied(left: tuple[Tensor, Tensor], right: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product of rounded rows, with their scales, and `right * scales`."""
+    codes, own = left
+    if codes.device.type == "cpu":  # where torch 2.11 has no product of rows with scales of their own
+        return (codes.float() @ right.float() * own * scales).to(dtype)
     found = torch._scaled_mm(codes, right, scale_a=own, scale_b=scales, out_dtype=torch.bfloat16)
-    return found.to(dtype or rows.dtype)
+    return found.to(dtype)
 
 
-def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and float32 scales `[n, 1]` of rows `[n, k]`: the largest of each row gets the largest code."""
+def _rounded(rows: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Codes and float32 scales `[n, 1]` of rows `[n, k]` times factors `[k]`.
+
+    The largest of each row gets the largest code.
+    """
+    if _by_triton(rows):
+        from eridiff.families.frozen import kernels
+
+        return kernels.rounded_rows(rows, factors, _CODES)
+    rows = rows.contiguous() if factors is None else rows * factors
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True, dtype=torch.float32)
     scales = (largest / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
     return (rows / scales).clamp_(-_MOST, _MOST).to(_CODES), scales
+
+
+def _transposed(codes: Tensor) -> Tensor:
+    if _by_triton(codes):
+        from eridiff.families.frozen import kernels
+
+        return kernels.transposed(codes)
+    return codes.t().contiguous()
+
+
+def _by_triton(tensor: Tensor) -> bool:
+    """Whether Triton has kernels for it; a compiler at work makes its own."""
+    return has_triton(tensor.device) and not torch.compiler.is_compiling() and tensor.stride(-1) == 1
 
 
 def _sides(codes: Tensor) -> tuple[int, int]:
