@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from eridiff.device_lock import device_lock
 from eridiff.errors import DataError, Interrupted, ModelError, StoreError
@@ -23,6 +24,9 @@ from eridiff.recipe import Recipe
 from eridiff.training.inputs import inputs_of
 from stages.dataset import current_snapshot
 from stages.stage import Meter, StagePlan, StageReport, StopFlag, progress, stopping
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("eridiff")
 
@@ -96,20 +100,26 @@ def _finished_work(recipe: Recipe) -> Work:
 def _make(work: Work, pictures: int, points: int, stop: StopFlag) -> int:
     """Takes losses and makes images with one pipeline; returns the bytes of the images."""
     from eridiff.devices import find_device, free_memory
-    from eridiff.evaluation.session import opened
 
     device = find_device(work.recipe.device)
-    try:
-        with device_lock(str(device)), opened(work, device) as session:
-            if points:
-                with progress("hold-out loss", _num_points(work), done=_num_points(work) - points) as meter:
-                    session.take_losses(_loss_file(work), _stoppable(meter, stop))
-            if not pictures:
-                return 0
-            with progress("images", len(work.pictures), done=len(work.pictures) - pictures) as meter:
-                return session.make_images(_stoppable(meter, stop))
-    finally:
-        free_memory()
+    with device_lock(str(device)):
+        try:
+            return _make_on(device, work, pictures, points, stop)
+        finally:  # here, where nothing holds the pipeline any more
+            free_memory()
+
+
+def _make_on(device: torch.device, work: Work, pictures: int, points: int, stop: StopFlag) -> int:
+    from eridiff.evaluation.session import opened
+
+    with opened(work, device) as session:
+        if points:
+            with progress("hold-out loss", _num_points(work), done=_num_points(work) - points) as meter:
+                session.take_losses(_loss_file(work), _stoppable(meter, stop))
+        if not pictures:
+            return 0
+        with progress("images", len(work.pictures), done=len(work.pictures) - pictures) as meter:
+            return session.make_images(_stoppable(meter, stop))
 
 
 def _stoppable(meter: Meter, stop: StopFlag) -> Callable[[int], None]:

@@ -33,6 +33,7 @@ from stages.dataset import current_snapshot
 from stages.stage import Meter, StagePlan, StageReport, StopFlag, progress, stopping
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from eridiff.training.distributed import Processes
@@ -112,26 +113,32 @@ def _turn(run: Run) -> AbstractContextManager[None]:
 
 def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
     from eridiff.devices import find_device, free_memory
+
+    device = find_device(inputs.recipe.device)
+    with device_lock(str(device)):
+        try:
+            return _train_on(device, inputs, stop)
+        finally:  # here, where nothing holds the models any more
+            free_memory()
+
+
+def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
     from eridiff.training.distributed import processes
     from eridiff.training.loop import train
     from eridiff.training.session import open_session, write_facts
 
-    device = find_device(inputs.recipe.device)
-    try:
-        with device_lock(str(device)), processes(device) as us, ExitStack() as stack:
-            if us.leads:
-                write_facts(inputs, us.device)
-                _make_latest(inputs.run)
-            else:
-                logger.setLevel(logging.WARNING)  # one voice
-            session = open_session(inputs, us.device)
-            outcome = train(session.job, us, _Hooks(session, us, stop, stack))
-            if us.leads:
-                _seal(inputs, outcome)
-            us.wait()
-            return outcome
-    finally:
-        free_memory()
+    with processes(device) as us, ExitStack() as stack:
+        if us.leads:
+            write_facts(inputs, us.device)
+            _make_latest(inputs.run)
+        else:
+            logger.setLevel(logging.WARNING)  # one voice
+        session = open_session(inputs, us.device)
+        outcome = train(session.job, us, _Hooks(session, us, stop, stack))
+        if us.leads:
+            _seal(inputs, outcome)
+        us.wait()
+        return outcome
 
 
 class _Hooks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eridiff.errors import DataError
 from eridiff.evaluation.comparison import by_checkpoint
@@ -14,6 +15,9 @@ from eridiff.evaluation.pictures import LoraFile
 from eridiff.evaluation.results import LossFile
 from eridiff.evaluation.work import BASE, Work, subject_key
 from eridiff.store.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 Progress = Callable[[int], None]
 
@@ -66,7 +70,6 @@ class Duel:
         """
         from eridiff.device_lock import device_lock
         from eridiff.devices import find_device, free_memory
-        from eridiff.evaluation.session import opened
 
         both = self.both
         labels = {subject_key(subject): subject.label if subject else BASE for subject in both.subjects}
@@ -74,12 +77,18 @@ class Duel:
             both.grid, {key: losses for key, losses in self._taken().items() if key in labels}, labels
         )
         device = find_device(both.recipe.device)
-        try:
-            with device_lock(str(device)), opened(both, device) as session:
-                session.take_losses(self._file, on_progress)
-                session.make_images(on_progress)
-        finally:
-            free_memory()
+        with device_lock(str(device)):
+            try:
+                self._make(device, on_progress)
+            finally:  # here, where nothing holds the pipeline any more
+                free_memory()
+
+    def _make(self, device: torch.device, on_progress: Progress) -> None:
+        from eridiff.evaluation.session import opened
+
+        with opened(self.both, device) as session:
+            session.take_losses(self._file, on_progress)
+            session.make_images(on_progress)
 
     def losses(self) -> tuple[Losses, Losses]:
         """Losses of the challenger and of its rival.

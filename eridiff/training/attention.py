@@ -39,10 +39,11 @@ CUDNN_FIRST = (9, 0)
 NO_KERNEL = ("No available kernel", "No viable backend", "cuDNN Frontend error")
 """How torch says that none of the named backends takes the tensors at hand."""
 
-TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+TOLERANCE: Mapping[torch.dtype, float] = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
 """Largest accepted |g - g_math| / |g_math| over all trained parameters, by the precision of the products.
 
-Rounding alone makes some percent in bfloat16 in the deepest denoisers; a wrong backward pass makes 100 %.
+Rounding alone makes some percent in bfloat16 in the deepest denoisers; a wrong backward pass makes 100 %. In
+float32 it makes 1e-6, but 1e-3 where there are convolutions, whose factors cuDNN rounds to TensorFloat-32.
 """
 
 

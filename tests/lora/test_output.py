@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from eridiff.families.base import Conditioning
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.adapters import Lora
 from eridiff.lora.export import structure_metadata, write_lora
+from eridiff.lora.forward import compute_in_input_precision, join_projections
 from eridiff.lora.inject import inject, lora_state
 from eridiff.lora.output import check_output
 from eridiff.recipe import Network
@@ -60,13 +62,22 @@ def test_a_good_file_gives_the_trained_output_and_leaves_the_model_alone(
 
 
 @pytest.mark.parametrize("file_format", ["kohya", "diffusers"])
-def test_a_file_with_a_wrong_layer_is_stopped(tiny: Tiny, file_format: Format, tmp_path: Path) -> None:
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_file_with_wrong_layers_is_stopped(
+    tiny: Tiny, joined: bool, file_format: Format, tmp_path: Path
+) -> None:
     denoiser, lora = trained(tiny, torch.float32)
     path = tmp_path / "lora.safetensors"
     metadata = structure_metadata(lora)
     write_lora(path, lora, tiny.family, file_format=file_format, dtype=torch.float32, metadata=metadata)
     state = load_file(path)
-    for key in [key for key in state if key.endswith(("lora_up.weight", "lora_B.weight"))]:
+    if joined:  # only what is one product while it is trained is wrong
+        compute_in_input_precision(denoiser)
+        join_projections(denoiser)
+    wrong = re.compile(r"(to_?q|to_?k|to_?v|qkv)\b.*(lora_up|lora_B)" if joined else "lora_up|lora_B")
+    flipped = [key for key in state if wrong.search(key)]
+    assert flipped
+    for key in flipped:
         state[key] = state[key].flip(0).contiguous()
     save_file(state, path, metadata)
     with pytest.raises(ModelError, match="something else than the trained model"):

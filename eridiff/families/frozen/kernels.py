@@ -9,7 +9,7 @@ import triton  # pyright: ignore[reportMissingImports]  # comes with torch for G
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-_SIDE = 64
+_SIDE, _CHUNK = 128, 1024
 
 
 def rounded_rows(rows: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -20,12 +20,11 @@ def rounded_rows(rows: Tensor, factors: Tensor | None, dtype: torch.dtype) -> tu
     num_rows, width = rows.shape
     codes = torch.empty(num_rows, width, dtype=dtype, device=rows.device)
     scales = torch.empty(num_rows, 1, dtype=torch.float32, device=rows.device)
-    whole = triton.next_power_of_2(width)
     limits = torch.finfo(torch.float32).tiny, torch.finfo(dtype).max
     kernel: Any = _rounded_rows
     kernel[(num_rows,)](
         rows, rows if factors is None else factors, codes, scales, width, rows.stride(0), *limits,
-        SCALED=factors is not None, WHOLE=whole, num_warps=4 if whole <= 4096 else 8,
+        SCALED=factors is not None, CHUNK=_CHUNK, num_warps=4,
     )  # fmt: skip
     return codes, scales
 
@@ -42,18 +41,29 @@ def transposed(codes: Tensor) -> Tensor:
 
 @triton.jit
 def _rounded_rows(
-    rows, factors, codes, scales, width, stride, tiny, most, SCALED: tl.constexpr, WHOLE: tl.constexpr
+    rows, factors, codes, scales, width, stride, tiny, most, SCALED: tl.constexpr, CHUNK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WHOLE)
-    inside = column < width
-    values = tl.load(rows + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        values *= tl.load(factors + column, mask=inside, other=0.0)
-    scale = tl.maximum(tl.div_rn(tl.max(tl.abs(values), axis=0), most), tiny)
-    scaled = tl.clamp(tl.div_rn(values, scale), -most, most)
-    tl.store(codes + row * width + column, scaled.to(codes.dtype.element_ty), mask=inside)
+    column = tl.arange(0, CHUNK)
+    largest = tl.zeros((CHUNK,), dtype=tl.float32)
+    for start in range(0, width, CHUNK):
+        values = _values(rows + row * stride, factors, start + column, width, SCALED)
+        largest = tl.maximum(largest, tl.abs(values))
+    scale = tl.maximum(tl.div_rn(tl.max(largest, axis=0), most), tiny)
     tl.store(scales + row, scale)
+    inverse = tl.div_rn(1.0, scale)
+    for start in range(0, width, CHUNK):  # from the cache this time
+        values = _values(rows + row * stride, factors, start + column, width, SCALED)
+        scaled = tl.clamp(values * inverse, -most, most).to(codes.dtype.element_ty)
+        tl.store(codes + row * width + start + column, scaled, mask=start + column < width)
+
+
+@triton.jit
+def _values(row, factors, column, width, SCALED: tl.constexpr):
+    values = tl.load(row + column, mask=column < width, other=0.0).to(tl.float32)
+    if SCALED:
+        values *= tl.load(factors + column, mask=column < width, other=0.0)
+    return values
 
 
 @triton.jit
