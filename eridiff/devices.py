@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,8 @@ from typing import Literal
 import torch
 
 from eridiff.errors import RecipeError
+
+logger = logging.getLogger(__name__)
 
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -59,13 +62,26 @@ def worth_compiling(
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether kernels in Triton's language run there: on GPUs, where torch came with Triton."""
-    return device.type == "cuda" and _triton_is_installed()
+    """Whether kernels in Triton's language run there: on GPUs, where it is installed and can compile."""
+    return device.type == "cuda" and _triton_compiles()
 
 
 @cache
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
+def _triton_compiles() -> bool:
+    if find_spec("triton") is None:
+        return False
+    try:
+        from triton.runtime import driver  # pyright: ignore[reportMissingImports]
+
+        assert driver.active  # makes its own part, with the C compiler and Python's headers that kernels need
+    except Exception as error:  # of any kind: what a compiler says, a missing library
+        logger.warning(
+            "Triton cannot compile here, so torch's own kernels run, which take longer: %s. "
+            "It needs a C compiler and Python's headers.",
+            error,
+        )
+        return False
+    return True
 
 
 def free_memory() -> None:

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import logging
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
 import pytest
 import torch
 
-from eridiff.devices import tf32_products, to_device, worth_compiling
+from eridiff import devices
+from eridiff.devices import has_triton, tf32_products, to_device, worth_compiling
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -28,3 +34,32 @@ def test_tensorfloat32_is_for_gpus_and_ends_with_the_block(device: torch.device)
 def test_a_tensor_arrives_whole(name: str) -> None:
     sent = torch.arange(100_000).reshape(10, -1)
     assert torch.equal(to_device(sent, torch.device(name)).cpu(), sent)
+
+
+class Driver:
+    """Triton's, on a machine with or without a C compiler."""
+
+    def __init__(self, failure: str | None) -> None:
+        self.failure = failure
+
+    @property
+    def active(self) -> object:
+        if self.failure:
+            raise RuntimeError(self.failure)
+        return self
+
+
+@pytest.mark.parametrize("failure", [None, "Failed to find C compiler"])
+def test_triton_is_used_where_it_can_compile_and_else_the_log_says_why_not(
+    failure: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    triton, runtime = ModuleType("triton"), ModuleType("triton.runtime")
+    triton.__spec__ = ModuleSpec("triton", None)
+    runtime.driver = Driver(failure)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "triton", triton)
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+    monkeypatch.setattr(devices, "_triton_compiles", devices._triton_compiles.__wrapped__)
+    with caplog.at_level(logging.WARNING):
+        assert has_triton(CUDA) == (failure is None)
+    assert ("Failed to find C compiler" in caplog.text) == (failure is not None)
+    assert not has_triton(CPU)
