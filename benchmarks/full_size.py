@@ -18,6 +18,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import torch
 from PIL import Image
 
 from benchmarks import original_files
@@ -26,6 +27,7 @@ from benchmarks.random_bases import BASES, write_base
 from benchmarks.rows import Row, shown
 from eridiff.demo.architecture import save_random_base
 from eridiff.demo.sizes import TINY
+from eridiff.encoding.spaces import base_of, family_of
 from eridiff.recipe import Recipe
 from stages import pipeline
 
@@ -50,7 +52,7 @@ def main() -> None:
 
 
 def rows(options: argparse.Namespace) -> Iterator[Row]:
-    """A row for writing the base, then one for each stage."""
+    """A row for writing the base, one for loading its denoiser, then one for each stage."""
     folder = options.folder / options.recipe
     images = options.folder / "images"
     write_images(images, options.images)
@@ -59,8 +61,14 @@ def rows(options: argparse.Namespace) -> Iterator[Row]:
     base: dict[str, Any] = {}
     yield told | timed("write base", lambda: base.update(write(options.recipe, folder / "base")))
     recipe = recipe_of(options, base, images)
+    yield told | timed("load denoiser", partial(load_denoiser, recipe))
     for name in pipeline.NAMES:
         yield told | timed(name, partial(pipeline.run_stage, name, recipe))
+
+
+def load_denoiser(recipe: Recipe) -> None:
+    """Brings the denoiser from its files to the device, as training does."""
+    family_of(recipe).load_denoiser(base_of(recipe), device=DEVICE, dtype=torch.bfloat16)
 
 
 def write_folder(recipe: str, folder: Path) -> dict[str, Any]:

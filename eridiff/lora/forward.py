@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from eridiff.families.attention.projections import TOGETHER, groups_of
-from eridiff.lora.bases import base_of, has_base, join
+from eridiff.lora.base_product import base_product, has_base_product, join
 from eridiff.lora.inject import ADAPTER
 from eridiff.lora.products import lora_linear
 
@@ -100,7 +100,7 @@ class Dense(LoraForward):
 
     def __call__(self, x: Tensor) -> Tensor:
         """The layers' outputs for x `[..., in]` side by side, `[..., out]`."""
-        base = self._joined or base_of(self.layers[0].base_layer)
+        base = self._joined or base_product(self.layers[0].base_layer)
         if self._off:
             return base(x)
         factors = self._factors(x.dtype)
@@ -129,7 +129,7 @@ def compute_in_input_precision(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear | Conv2d):
             layer: Any = module
-            layer.product = (Dense if has_base(layer.base_layer) else Beside)([layer])
+            layer.product = (Dense if has_base_product(layer.base_layer) else Beside)([layer])
             # One function for all, bound to each: compilers tell blocks apart by what `forward` is.
             layer.forward = MethodType(_forward, layer)
 

@@ -19,11 +19,11 @@ from torch.nn import functional
 
 from eridiff.devices import has_triton
 from eridiff.families.frozen import fp8
-from eridiff.lora.bases import Base
+from eridiff.lora.base_product import BaseProduct
 
 
 def lora_linear(
-    x: Tensor, base: Base, down: Tensor, ups: Sequence[Tensor], scales: Sequence[float]
+    x: Tensor, base: BaseProduct, down: Tensor, ups: Sequence[Tensor], scales: Sequence[float]
 ) -> Tensor:
     """The layers' outputs side by side, `[..., out]`; differentiable in x, `down` and `ups`.
 

@@ -31,5 +31,5 @@ def test_every_stage_gives_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(pipeline, "load_recipe", small)
     options = argparse.Namespace(recipe="sdxl", original=False, folder=tmp_path, images=4, steps=2)
     found = list(full_size.rows(options))
-    assert [row["stage"] for row in found] == ["write base", *pipeline.NAMES]
+    assert [row["stage"] for row in found] == ["write base", "load denoiser", *pipeline.NAMES]
     assert list(tmp_path.rglob("*.html"))

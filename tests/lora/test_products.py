@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from eridiff.families.frozen import fp8
-from eridiff.lora.bases import Base
+from eridiff.lora.base_product import BaseProduct
 from eridiff.lora.products import lora_linear
 
 SCALES = (0.5, 1.0)
@@ -43,7 +43,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: lis
 
 
 def fused(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, ups: list[Tensor]) -> Tensor:
-    return lora_linear(x, Base(weight, None, bias), down, ups, SCALES)
+    return lora_linear(x, BaseProduct(weight, None, bias), down, ups, SCALES)
 
 
 def output_and_gradients(run: Callable[..., Tensor], **settings: bool) -> list[Tensor]:
@@ -85,10 +85,12 @@ def test_a_base_of_fp8_is_multiplied_as_its_codes_are(compiled: bool) -> None:
     codes, scales = fp8.pack(weight.float())
 
     def run(x: Tensor, codes: Tensor, scales: Tensor, down: Tensor, ups: list[Tensor]) -> Tensor:
-        return lora_linear(x, Base(codes, scales, bias), down, ups, SCALES)
+        return lora_linear(x, BaseProduct(codes, scales, bias), down, ups, SCALES)
 
     def one_by_one(x: Tensor, codes: Tensor, scales: Tensor, down: Tensor, ups: list[Tensor]) -> Tensor:
-        return Base(codes, scales, bias)(x) + plain(x, torch.zeros_like(weight).float(), None, down, ups)
+        return BaseProduct(codes, scales, bias)(x) + plain(
+            x, torch.zeros_like(weight).float(), None, down, ups
+        )
 
     fast = torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run
     results = []

@@ -15,7 +15,7 @@ from eridiff.families.frozen.linear import FrozenLinear
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseProduct:
     """The frozen product `x W' + b` of one layer, or of several of one input.
 
     Attributes:
@@ -37,19 +37,19 @@ class Base:
         return found if self.bias is None else found + self.bias
 
 
-def has_base(layer: nn.Module) -> bool:
-    """Whether a layer's product is one of `Base`."""
+def has_base_product(layer: nn.Module) -> bool:
+    """Whether a layer multiplies as a `BaseProduct` does."""
     return type(layer) is nn.Linear or (isinstance(layer, FrozenLinear) and layer.form == "fp8")
 
 
-def base_of(layer: Any) -> Base:
+def base_product(layer: Any) -> BaseProduct:
     """What a layer multiplies by just now: weights that come and go are others each time."""
     if isinstance(layer, FrozenLinear):
-        return Base(layer.codes, layer.scales, layer.bias)
-    return Base(layer.weight, None, layer.bias)
+        return BaseProduct(layer.codes, layer.scales, layer.bias)
+    return BaseProduct(layer.weight, None, layer.bias)
 
 
-def join(layers: Sequence[Any]) -> Base:
+def join(layers: Sequence[Any]) -> BaseProduct:
     """What layers multiply by, one below the other, of which theirs are views from here on."""
     heights = [layer.out_features for layer in layers]
 
@@ -63,5 +63,5 @@ def join(layers: Sequence[Any]) -> Base:
         return nn.Parameter(values, requires_grad=False) if isinstance(parts[0], nn.Parameter) else values
 
     if isinstance(layers[0], FrozenLinear):
-        return Base(whole("codes"), whole("scales"), whole("bias"))
-    return Base(whole("weight"), None, whole("bias"))
+        return BaseProduct(whole("codes"), whole("scales"), whole("bias"))
+    return BaseProduct(whole("weight"), None, whole("bias"))
