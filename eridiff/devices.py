@@ -73,7 +73,7 @@ def _triton_compiles() -> bool:
     try:
         from triton.runtime import driver  # pyright: ignore[reportMissingImports]
 
-        assert driver.active  # makes its own part, with the C compiler and Python's headers that kernels need
+        _ = driver.active  # makes its own part, with the C compiler and Python's headers that kernels need
     except Exception as error:  # of any kind: what a compiler says, a missing library
         logger.warning(
             "Triton cannot compile here, so torch's own kernels run, which take longer: %s. "
