@@ -73,10 +73,11 @@ def attached(
 def _lay_on(pipeline: Any) -> None:
     """Moves LoRA factors to the pipeline's device: peft puts them beside weights that may stay away."""
     models = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    device = pipeline.device  # once: diffusers looks for it in every module
     for module in (module for model in models for module in model.modules()):
         if _ADAPTER in getattr(module, "lora_A", {}):
             for factors in (module.lora_A, module.lora_B):
-                factors.to(pipeline.device)
+                factors.to(device)
 
 
 def _refuse_partly_loaded(pipeline: Any, tensors: Mapping[str, Tensor]) -> None:
