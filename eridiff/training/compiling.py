@@ -8,7 +8,7 @@ all further ones (https://docs.pytorch.org/tutorials/recipes/regional_compilatio
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FunctionType, MethodType
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from eridiff.training.offload import set_forward
 
@@ -25,7 +26,23 @@ VARIANTS = 64
 """Compiled variants of one kind of block past which torch would go on without compiling."""
 
 
-def compile_blocks(denoiser: nn.Module, kinds: Iterable[str], *, backend: str = "inductor") -> int:
+Backend = str | Callable[[GraphModule, Sequence[Any]], Any]
+
+
+def inductor(graph: GraphModule, inputs: Sequence[Any]) -> Any:
+    """Torch's own compiler, without one analysis where sizes are left open.
+
+    How reads lie in memory is analysed for fixed sizes only; torch 2.11 tries it for all, and fails in Flux's
+    joint attention, where the length of text and image together is a sum of open ones.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    has_open_sizes = any(isinstance(value, torch.SymInt) for value in inputs)
+    changes = {"triton.coalesce_tiling_analysis": False} if has_open_sizes else {}
+    return compile_fx(graph, inputs, config_patches=changes)
+
+
+def compile_blocks(denoiser: nn.Module, kinds: Iterable[str], *, backend: Backend = inductor) -> int:
     """Lets every block of the classes named `kinds` run compiled, from its first call on.
 
     Names and parameters stay as they are; what cannot be compiled whole is an error.

@@ -132,6 +132,21 @@ def test_blocks_with_lora_share_their_code(joined: bool) -> None:
     assert num_compiled() == 1
 
 
+def test_sizes_left_open_are_not_analysed_for_how_reads_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    analysed = []
+
+    def noted(graph: torch.fx.GraphModule, _inputs: object, *, config_patches: dict[str, object]) -> object:
+        analysed.append(config_patches.get("triton.coalesce_tiling_analysis", True))
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", noted)
+    model = nn.Sequential(Block())
+    compile_blocks(model, ("Block",))
+    for num_rows in (3, 5, 7):
+        model(torch.ones(num_rows, 8))
+    assert analysed == [True, False]
+
+
 def test_a_denoiser_without_such_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="no block is a Block"):
         compile_blocks(nn.Linear(2, 2), ("Block",))
