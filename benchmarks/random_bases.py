@@ -15,6 +15,7 @@ from eridiff.demo.architecture import LAYOUTS, build_denoiser_on_meta, build_vae
 from eridiff.demo.encoders import ClipSize, T5Size
 from eridiff.demo.sizes import TINY, BaseSize, FluxSize, Sd3Size, UnetSize, VaeSize
 from eridiff.families.attention.processors import CrossProcessor, FluxProcessor, JointProcessor
+from eridiff.families.feed_forward.geglu import use_one_pass
 from eridiff.families.frozen.keep import Keep, away, block_of, blocks_of
 from eridiff.families.frozen.linear import FrozenLinear, quantise_linears
 
@@ -107,6 +108,7 @@ def kept_denoiser(recipe: str, keep: Keep) -> nn.Module:
     model: Any = build_denoiser_on_meta(name, size)
     model = model.to(torch.bfloat16)
     model.set_attn_processor(PROCESSORS[name]())
+    use_one_pass(model, DEVICE)  # of SDXL; the others have no such layers
     if keep.quantize != "none":
         quantise_linears(model, blocks, keep.quantize)
     absent = away(blocks_of((key for key, _ in model.named_modules()), blocks), keep.offload)

@@ -174,10 +174,12 @@ class Sdxl:
         """
         from eridiff.families.attention.processors import CrossProcessor
         from eridiff.families.checkpoints.loading import load_model
+        from eridiff.families.feed_forward.geglu import use_one_pass
 
         self._refuse_other_prediction(base)
         unet = load_model(base, "unet", device=device, dtype=dtype, keep=keep)
         unet.set_attn_processor(CrossProcessor())
+        use_one_pass(unet, device)
         return unet.train()
 
     def predict(self, denoiser: Any, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

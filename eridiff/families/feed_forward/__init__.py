@@ -1,0 +1,1 @@
+"""The feed-forward layers of the families' denoisers: diffusers' own computation, with a faster gradient."""
