@@ -55,9 +55,10 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def worth_compiling(
     wanted: bool | Literal["auto"], device: torch.device, *, num_items: int, break_even: int
 ) -> bool:
-    """Whether to compile, as a recipe's `compile` says: `auto` does on a GPU from `break_even` items on."""
+    """Whether to compile, as a recipe's `compile` says: `auto` does from `break_even` items on, on a GPU that
+    has Triton to compile for it."""
     if wanted == "auto":
-        return device.type == "cuda" and num_items >= break_even
+        return num_items >= break_even and has_triton(device)
     return wanted
 
 

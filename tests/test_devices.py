@@ -14,12 +14,15 @@ from eridiff.devices import has_triton, tf32_products, to_device, worth_compilin
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-def test_auto_compiles_on_a_gpu_where_it_pays() -> None:
+def test_auto_compiles_on_a_gpu_where_it_can_and_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_triton_compiles", lambda: True)
     assert worth_compiling("auto", CUDA, num_items=100, break_even=100)
     assert not worth_compiling("auto", CUDA, num_items=99, break_even=100)
     assert not worth_compiling("auto", CPU, num_items=10**6, break_even=100)
     assert worth_compiling(True, CPU, num_items=1, break_even=100)
     assert not worth_compiling(False, CUDA, num_items=10**6, break_even=100)
+    monkeypatch.setattr(devices, "_triton_compiles", lambda: False)
+    assert not worth_compiling("auto", CUDA, num_items=10**6, break_even=100)
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
