@@ -55,8 +55,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def worth_compiling(
     wanted: bool | Literal["auto"], device: torch.device, *, num_items: int, break_even: int
 ) -> bool:
-    """Whether to compile, as a recipe's `compile` says: `auto` does from `break_even` items on, on a GPU that
-    has Triton to compile for it."""
+    """Whether to compile, as a recipe's `compile` says: `auto` does for many items, on a GPU with Triton."""
     if wanted == "auto":
         return num_items >= break_even and has_triton(device)
     return wanted

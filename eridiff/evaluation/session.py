@@ -34,8 +34,8 @@ from eridiff.training.compiling import compile_blocks
 from eridiff.training.offload import offload_blocks
 
 BREAK_EVEN = 800
-"""Images from which on `sample.compile: auto` wins time for SDXL: 40 s of compiling, as the base and again with
-a LoRA, against 0.1 s saved an image."""
+"""Images from which on `sample.compile: auto` wins time for SDXL: 40 s of compiling, as the base and again
+with a LoRA, against 0.1 s saved an image."""
 
 Progress = Callable[[int], None]
 """Called with the number of things done since the last call; may raise to stop."""
