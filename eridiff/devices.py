@@ -1,4 +1,4 @@
-"""The recipe's words for devices and precisions in torch's terms."""
+"""The recipe's words for devices and precisions in torch's terms; what a device can do, and whose it is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from eridiff.device_lock import device_lock
 from eridiff.errors import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,19 @@ def _triton_compiles() -> bool:
         )
         return False
     return True
+
+
+@contextmanager
+def reserved(device: torch.device) -> Iterator[None]:
+    """The device for this job alone; memory of models goes back to it before the next job gets it.
+
+    The block should call a function that holds the models: what the block itself holds cannot go back.
+    """
+    with device_lock(str(device)):
+        try:
+            yield
+        finally:
+            free_memory()
 
 
 def free_memory() -> None:

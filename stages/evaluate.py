@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from eridiff.device_lock import device_lock
 from eridiff.errors import DataError, Interrupted, ModelError, StoreError
 from eridiff.evaluation.holdout import Losses
 from eridiff.evaluation.metrics import load_metric, score
@@ -99,14 +98,11 @@ def _finished_work(recipe: Recipe) -> Work:
 
 def _make(work: Work, pictures: int, points: int, stop: StopFlag) -> int:
     """Takes losses and makes images with one pipeline; returns the bytes of the images."""
-    from eridiff.devices import find_device, free_memory
+    from eridiff.devices import find_device, reserved
 
     device = find_device(work.recipe.device)
-    with device_lock(str(device)):
-        try:
-            return _make_on(device, work, pictures, points, stop)
-        finally:  # here, where nothing holds the pipeline any more
-            free_memory()
+    with reserved(device):
+        return _make_on(device, work, pictures, points, stop)
 
 
 def _make_on(device: torch.device, work: Work, pictures: int, points: int, stop: StopFlag) -> int:

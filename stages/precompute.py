@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from eridiff.device_lock import device_lock
 from eridiff.encoding.spaces import (
     Space,
     base_of,
@@ -237,12 +236,12 @@ def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
 
 
 def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
-    from eridiff.devices import DTYPES, find_device, free_memory, worth_compiling
+    from eridiff.devices import DTYPES, find_device, reserved, worth_compiling
     from eridiff.encoding.compiling import BREAK_EVEN, compile_vae
     from eridiff.encoding.latents import LatentEncoder, encode_latents
 
     family, device = family_of(recipe), find_device(recipe.device)
-    with device_lock(str(device)):
+    with reserved(device):
         vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[vae_dtype(recipe)])
         wanted = recipe.precompute.compile
         if worth_compiling(wanted, device, num_items=len(jobs), break_even=BREAK_EVEN):
@@ -250,12 +249,11 @@ def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
         encoder = LatentEncoder(family, vae, recipe.precompute.tile_above_px)
         batch_size = recipe.precompute.latent_batch_size
         yield from encode_latents(encoder, workspace(recipe).images, jobs, batch_size=batch_size)
-        del vae, encoder
-        free_memory()
+        del vae, encoder  # which the device is to have back
 
 
 def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
-    from eridiff.devices import DTYPES, find_device, worth_compiling
+    from eridiff.devices import DTYPES, find_device, reserved, worth_compiling
     from eridiff.encoding.compiling import BREAK_EVEN, compile_text_encoders
     from eridiff.encoding.text import encode_texts
 
@@ -269,7 +267,7 @@ def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
             compile_text_encoders(encoders)
         return encoders
 
-    with device_lock(str(device)):
+    with reserved(device):
         yield from encode_texts(
             family,
             load,

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from eridiff.device_lock import device_lock
 from eridiff.encoding.live import explained
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.errors import DataError
@@ -112,14 +111,11 @@ def _turn(run: Run) -> AbstractContextManager[None]:
 
 
 def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
-    from eridiff.devices import find_device, free_memory
+    from eridiff.devices import find_device, reserved
 
     device = find_device(inputs.recipe.device)
-    with device_lock(str(device)):
-        try:
-            return _train_on(device, inputs, stop)
-        finally:  # here, where nothing holds the models any more
-            free_memory()
+    with reserved(device):
+        return _train_on(device, inputs, stop)
 
 
 def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:

@@ -68,8 +68,7 @@ class Duel:
             ModelError: a LoRA does not fit the base.
             StoreError: a latent or an embedding is missing.
         """
-        from eridiff.device_lock import device_lock
-        from eridiff.devices import find_device, free_memory
+        from eridiff.devices import find_device, reserved
 
         both = self.both
         labels = {subject_key(subject): subject.label if subject else BASE for subject in both.subjects}
@@ -77,11 +76,8 @@ class Duel:
             both.grid, {key: losses for key, losses in self._taken().items() if key in labels}, labels
         )
         device = find_device(both.recipe.device)
-        with device_lock(str(device)):
-            try:
-                self._make(device, on_progress)
-            finally:  # here, where nothing holds the pipeline any more
-                free_memory()
+        with reserved(device):
+            self._make(device, on_progress)
 
     def _make(self, device: torch.device, on_progress: Progress) -> None:
         from eridiff.evaluation.session import opened
