@@ -59,7 +59,9 @@ class Passes:
         self._rounding = Rounding(lora_forwards(denoiser), flat.values, flat.gradients, dtype)
         if settings.gradient_checkpointing is True:
             recompute(denoiser)
-        compiled = worth_compiling(settings.compile, device, num_items=settings.steps, break_even=BREAK_EVEN)
+        # What comes and goes cannot be recorded, and waits for the bus: `auto` leaves it as it is.
+        wanted = False if settings.offload and settings.compile == "auto" else settings.compile
+        compiled = worth_compiling(wanted, device, num_items=settings.steps, break_even=BREAK_EVEN)
         if compiled:
             compile_blocks(denoiser, family.blocks)
         if settings.offload:

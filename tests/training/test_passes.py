@@ -91,3 +91,17 @@ def test_checkpointing_that_was_refused_stays_off(any_world: World, monkeypatch:
     with pytest.raises(ModelError, match="gradient_checkpointing: auto"):
         passes.fill([batch_of(any_world)], 2)
     assert not denoiser.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiled"),
+    [({"steps": 100}, True), ({"steps": 99}, False), ({"steps": 100, "offload": 0.5}, False)],
+)
+def test_long_runs_that_keep_their_blocks_are_compiled_by_themselves(
+    world: World, settings: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("eridiff.devices.has_triton", lambda _device: True)
+    monkeypatch.setattr(module, "compile_blocks", lambda *arguments: asked.append(arguments))
+    make_passes(world, **settings)
+    assert bool(asked) == compiled
