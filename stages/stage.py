@@ -79,29 +79,40 @@ def human_bytes(count: float) -> str:
 
 
 class Meter:
-    """A running count of finished items; `advance` moves the bar, or logs a line every few seconds."""
+    """A running count of finished items; `advance` moves the bar, or logs a line every few seconds.
 
-    def __init__(self, label: str, total: int, bar: Progress | None) -> None:
+    Args:
+        label: what is counted.
+        total: how many there are.
+        done: how many of them were there before.
+        bar: where they are shown; in the log, if nowhere.
+    """
+
+    def __init__(self, label: str, total: int, done: int, bar: Progress | None) -> None:
         self._label, self._total, self._bar = label, total, bar
-        self._task: TaskID | None = bar.add_task(label, total=total, fields="") if bar else None
-        self._count, self._started, self._logged = 0, time.monotonic(), time.monotonic()
+        self._task: TaskID | None = None
+        if bar is not None:
+            self._task = bar.add_task(label, total=total, completed=done, fields="")
+        self._count = self._before = done
+        self._since = self._logged = time.monotonic()
+        self._begun = False
 
     def advance(self, count: int = 1, **fields: float | int | str) -> None:
-        """Adds `count` finished items and shows `fields` (loss, rate, ...) beside them."""
+        """Adds `count` finished items and shows the rate and `fields` (a loss, bytes, ...) beside them."""
+        now = time.monotonic()
         self._count += count
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
+        rate = (self._count - self._before) / max(now - self._since, 1e-9)
+        if not self._begun:  # the first ones took loading and compiling, which says nothing of the rest
+            self._begun, self._before, self._since = True, self._count, now
+        shown = "  ".join([f"{rate:.2f}/s", *(f"{name} {_short(value)}" for name, value in fields.items())])
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, fields=shown)
             return
-        now = time.monotonic()
         if now - self._logged < LOG_EVERY_S and self._count < self._total:
             return
         self._logged = now
-        rate = self._count / max(now - self._started, 1e-9)
         left = (self._total - self._count) / rate if rate else float("inf")
-        logger.info(
-            "%s %d/%d  %.2f/s  %.0f s left  %s", self._label, self._count, self._total, rate, left, shown
-        )
+        logger.info("%s %d/%d  %.0f s left  %s", self._label, self._count, self._total, left, shown)
 
 
 def _short(value: float | int | str) -> str:
@@ -115,9 +126,7 @@ def progress(label: str, total: int, *, done: int = 0) -> Iterator[Meter]:
     A terminal has room for one bar: threads that work side by side write lines.
     """
     if not console.is_terminal or threading.current_thread() is not threading.main_thread():
-        meter = Meter(label, total, None)
-        meter._count = done
-        yield meter
+        yield Meter(label, total, done, None)
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -128,9 +137,7 @@ def progress(label: str, total: int, *, done: int = 0) -> Iterator[Meter]:
         TextColumn("{task.fields[fields]}"),
     )
     with Progress(*columns, console=console) as bar:
-        meter = Meter(label, total, bar)
-        meter.advance(done)
-        yield meter
+        yield Meter(label, total, done, bar)
 
 
 class StopFlag:

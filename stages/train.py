@@ -143,8 +143,7 @@ class _Hooks:
     def __init__(self, session: Session, us: Processes, stop: StopFlag, stack: ExitStack) -> None:
         self._session, self._us, self._flag, self._stack = session, us, stop, stack
         self._meter: Meter | None = None
-        self._started, self._loss, self._weight = time.monotonic(), 0.0, 0.0
-        self._made = 0
+        self._loss = self._weight = 0.0
 
     def resumed(self, step: int) -> None:
         if not self._us.leads:
@@ -153,7 +152,6 @@ class _Hooks:
             logger.info("Going on from step %d.", step)
         steps = self._session.job.train.steps
         self._meter = self._stack.enter_context(progress("train", steps, done=step))
-        self._started = time.monotonic()
 
     def stop(self) -> bool:
         return bool(self._flag)
@@ -161,12 +159,10 @@ class _Hooks:
     def step(self, result: StepResult) -> None:
         if self._meter is None:
             return
-        self._made += 1
         # A running mean in which the first steps count no more than the later ones.
         self._loss = _SMOOTHING * self._loss + (1 - _SMOOTHING) * result.loss
         self._weight = _SMOOTHING * self._weight + (1 - _SMOOTHING)
-        rate = self._made / max(time.monotonic() - self._started, 1e-9)
-        self._meter.advance(1, loss=self._loss / self._weight, steps_per_s=rate)
+        self._meter.advance(1, loss=self._loss / self._weight)
 
     def export(self, step: int, weights: Mapping[str, Tensor]) -> None:
         self._session.export(step, weights)

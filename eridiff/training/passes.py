@@ -63,6 +63,7 @@ class Passes:
         wanted = False if settings.offload and settings.compile == "auto" else settings.compile
         compiled = worth_compiling(wanted, device, num_items=settings.steps, break_even=BREAK_EVEN)
         if compiled:
+            logger.info("Compiling: the first steps take half a minute to one and a half.")
             compile_blocks(denoiser, family.blocks)
         if settings.offload:
             offload_blocks(denoiser, family.checkpoint.blocks, settings.offload, device)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from stages import stage
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, as the one element."""
+    now = [100.0]
+    monkeypatch.setattr(stage.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_rate_is_of_what_came_after_the_first(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    meter = stage.Meter("train", total=2000, done=1000, bar=None)
+    with caplog.at_level(logging.INFO, "eridiff"):
+        clock[0] += 80  # compiles
+        meter.advance(1, loss=0.5)
+        for _ in range(20):
+            clock[0] += 0.5
+            meter.advance(1, loss=0.25)
+    assert caplog.messages == [
+        "train 1001/2000  79920 s left  0.01/s  loss 0.5",
+        "train 1011/2000  494 s left  2.00/s  loss 0.25",
+        "train 1021/2000  490 s left  2.00/s  loss 0.25",
+    ]
+
+
+def test_the_last_item_is_always_told(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "eridiff"), stage.progress("images", 2, done=1) as meter:
+        clock[0] += 1
+        meter.advance()
+    assert caplog.messages == ["images 2/2  0 s left  1.00/s"]
