@@ -104,7 +104,8 @@ class Meter:
         rate = (self._count - self._before) / max(now - self._since, 1e-9)
         if not self._begun:  # the first ones took loading and compiling, which says nothing of the rest
             self._begun, self._before, self._since = True, self._count, now
-        shown = "  ".join([f"{rate:.2f}/s", *(f"{name} {_short(value)}" for name, value in fields.items())])
+        told = {name: _short(value) for name, value in fields.items()}
+        shown = "  ".join([f"{_short(rate)}/s", *(f"{name} {value}" for name, value in told.items())])
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=count, fields=shown)
             return
@@ -116,7 +117,9 @@ class Meter:
 
 
 def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
 
 
 @contextmanager

@@ -26,9 +26,9 @@ def test_the_rate_is_of_what_came_after_the_first(
             clock[0] += 0.5
             meter.advance(1, loss=0.25)
     assert caplog.messages == [
-        "train 1001/2000  79920 s left  0.01/s  loss 0.5",
-        "train 1011/2000  494 s left  2.00/s  loss 0.25",
-        "train 1021/2000  490 s left  2.00/s  loss 0.25",
+        "train 1001/2000  79920 s left  0.0125/s  loss 0.5",
+        "train 1011/2000  494 s left  2/s  loss 0.25",
+        "train 1021/2000  490 s left  2/s  loss 0.25",
     ]
 
 
@@ -36,4 +36,11 @@ def test_the_last_item_is_always_told(clock: list[float], caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, "eridiff"), stage.progress("images", 2, done=1) as meter:
         clock[0] += 1
         meter.advance()
-    assert caplog.messages == ["images 2/2  0 s left  1.00/s"]
+    assert caplog.messages == ["images 2/2  0 s left  1/s"]
+
+
+def test_large_numbers_are_written_out(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "eridiff"), stage.progress("reading", 81_000) as meter:
+        clock[0] += 1
+        meter.advance(81_000)
+    assert caplog.messages == ["reading 81000/81000  0 s left  81,000/s"]
