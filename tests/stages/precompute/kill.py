@@ -1,4 +1,4 @@
-"""Kills precompute at random moments: `python kill_precompute.py CALM_RECIPE RECIPE KILLS`.
+"""Kills precompute at random moments: `python kill.py CALM_RECIPE RECIPE KILLS`.
 
 A process of its own, so that children can be forked that have every library loaded already. Runs the calm
 recipe undisturbed, and starts the other one until so many of its runs were killed unfinished.
