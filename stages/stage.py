@@ -26,6 +26,8 @@ from rich.progress import (
 logger = logging.getLogger("eridiff")
 console = Console(stderr=True)
 LOG_EVERY_S = 5.0
+SLOW_START_S = 5.0
+"""A first item that takes longer took loading or compiling, which says nothing of the rest."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,9 @@ class Meter:
         now = time.monotonic()
         self._count += count
         rate = (self._count - self._before) / max(now - self._since, 1e-9)
-        if not self._begun:  # the first ones took loading and compiling, which says nothing of the rest
-            self._begun, self._before, self._since = True, self._count, now
+        if not self._begun and now - self._since > SLOW_START_S:
+            self._before, self._since = self._count, now
+        self._begun = True
         told = {name: _short(value) for name, value in fields.items()}
         shown = "  ".join([f"{_short(rate)}/s", *(f"{name} {value}" for name, value in told.items())])
         if self._bar is not None and self._task is not None:

@@ -15,9 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_rate_is_of_what_came_after_the_first(
-    clock: list[float], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_rate_leaves_a_slow_start_out(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     meter = stage.Meter("train", total=2000, done=1000, bar=None)
     with caplog.at_level(logging.INFO, "eridiff"):
         clock[0] += 80  # compiles
@@ -37,6 +35,16 @@ def test_the_last_item_is_always_told(clock: list[float], caplog: pytest.LogCapt
         clock[0] += 1
         meter.advance()
     assert caplog.messages == ["images 2/2  0 s left  1/s"]
+
+
+def test_the_rate_is_of_all_where_the_first_ones_come_at_once(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "eridiff"), stage.progress("reading", 96) as meter:
+        clock[0] += 2
+        for _ in range(96):
+            meter.advance()
+    assert caplog.messages == ["reading 96/96  0 s left  48/s"]
 
 
 def test_large_numbers_are_written_out(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
