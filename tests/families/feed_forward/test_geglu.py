@@ -3,10 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
-from torch import Tensor
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from eridiff.families.feed_forward import geglu
 from eridiff.families.feed_forward.geglu import gated, use_one_pass
+from eridiff.training.compiling import compile_blocks, num_compiled
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -47,3 +50,15 @@ def test_without_kernels_layers_stay_diffusers_own() -> None:
     layer = GEGLU(4, 8)
     use_one_pass(layer, torch.device("cpu"))
     assert "forward" not in vars(layer)
+
+
+def test_blocks_of_a_kind_are_still_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geglu, "has_triton", lambda device: True)
+    blocks = [BasicTransformerBlock(8, 1, 8, activation_fn="geglu") for _ in range(3)]
+    denoiser = nn.Sequential(*blocks)
+    use_one_pass(denoiser, torch.device("cpu"))
+    compile_blocks(denoiser, ["BasicTransformerBlock"], backend="eager")
+    before = num_compiled()
+    with torch.no_grad():
+        denoiser(torch.randn(1, 4, 8))
+    assert num_compiled() == before + 1
