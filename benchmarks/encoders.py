@@ -29,6 +29,7 @@ from eridiff.families.checkpoints.base import resolve
 from eridiff.families.checkpoints.tokenizing import load_tokenizer
 from eridiff.families.encoders import TextEncoder
 from eridiff.families.float16_vae import shrink
+from eridiff.families.relative_bias import lay_out_bias
 from eridiff.families.vae_attention import use_products
 from eridiff.recipe import Model
 
@@ -114,6 +115,7 @@ def random_text_encoders(settings: Settings) -> tuple[TextEncoder, TextEncoder]:
         materialised(text_encoder("T5", tiny / "text_encoder_2", settings.size)),
     ]
     clip, t5 = (model.eval().requires_grad_(False) for model in models)
+    lay_out_bias(t5)
     return TextEncoder(load_tokenizer(base, "tokenizer"), clip), TextEncoder(
         load_tokenizer(base, "tokenizer_2"), t5
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from eridiff.devices import to_device
 from eridiff.families.checkpoints.loading import load_model
 from eridiff.families.checkpoints.tokenizing import load_tokenizer
+from eridiff.families.relative_bias import lay_out_bias
 
 if TYPE_CHECKING:
     from eridiff.families.checkpoints.base import Base
@@ -28,7 +29,9 @@ class TextEncoder:
 def load(base: Base, suffix: str, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The frozen text encoder of components `text_encoder<suffix>` and `tokenizer<suffix>`."""
     tokenizer = load_tokenizer(base, f"tokenizer{suffix}")
-    return TextEncoder(tokenizer, load_model(base, f"text_encoder{suffix}", device=device, dtype=dtype))
+    model = load_model(base, f"text_encoder{suffix}", device=device, dtype=dtype)
+    lay_out_bias(model)
+    return TextEncoder(tokenizer, model)
 
 
 @dataclass(frozen=True)
