@@ -149,32 +149,30 @@ def vae_rows(name: str, settings: Settings) -> Iterator[Row]:
                 vae.encode(values.to(DEVICE)).latent_dist.sample().cpu()
             yield 1
 
-    def ours(dtype: torch.dtype, layout: torch.memory_format, *, compiled: bool) -> Iterator[int]:
-        vae = nn.Module.to(loaded(dtype), DEVICE, memory_format=layout)
+    def ours(dtype: torch.dtype, *, compiled: bool) -> Iterator[int]:
+        vae = loaded(dtype)
         use_products(vae)
         if dtype == torch.float16:
             shrink(vae.encoder)
         if compiled:
-            compile_vae(vae)
+            compile_vae(vae, {(side, side)})
         encoder = LatentEncoder(family, vae, tile_above_px=1536)
         size = settings.image_batch
-        batches = [images[at : at + size] for at in range(0, len(images), size)]
+        batches = [images[at : at + size] for at in range(0, len(images) - len(images) % size, size)]
         for moments in Batcher(size, DEVICE).encode(batches, encoder.start):
-            errors.setdefault(str(dtype).removeprefix("torch."), apart(moments[0], exact))
+            errors.setdefault(name_of(dtype, compiled), apart(moments[0], exact))
             yield len(moments)
 
+    def name_of(dtype: torch.dtype, compiled: bool) -> str:
+        return str(dtype).removeprefix("torch.") + (", compiled" if compiled else "")
+
     errors: dict[str, float] = {}
-    plain, last = torch.contiguous_format, torch.channels_last
     loops: dict[str, Callable[[], Iterator[int]]] = {"eager, one by one": eager}
     for compiled in (False, True) if settings.compile else (False,):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for layout in (plain, last):
-                words = [str(dtype).removeprefix("torch."), "channels_last" if layout == last else ""]
-                words += ["compiled"] if compiled else []
-                way = partial(ours, dtype, layout, compiled=compiled)
-                loops[", ".join(filter(None, words))] = way
+            loops[name_of(dtype, compiled)] = partial(ours, dtype, compiled=compiled)
     for row in compared(f"VAE of {name}, {side}² px", loops, floor_s):
-        error = errors.get(row["loop"].partition(",")[0])
+        error = errors.get(row["loop"])
         yield row | ({} if error is None else {"error": error})
 
 

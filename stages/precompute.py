@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -236,30 +237,50 @@ def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
 
 
 def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
-    from eridiff.devices import DTYPES, find_device, reserved, worth_compiling
-    from eridiff.encoding.compiling import BREAK_EVEN, compile_vae
+    from eridiff.devices import DTYPES, find_device, reserved
+    from eridiff.encoding.compiling import compile_vae
     from eridiff.encoding.latents import LatentEncoder, encode_latents
 
     family, device = family_of(recipe), find_device(recipe.device)
     with reserved(device):
         vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[vae_dtype(recipe)])
-        wanted = recipe.precompute.compile
-        if worth_compiling(wanted, device, num_items=len(jobs), break_even=BREAK_EVEN):
-            compile_vae(vae)
-        encoder = LatentEncoder(family, vae, recipe.precompute.tile_above_px)
-        batch_size = recipe.precompute.latent_batch_size
-        yield from encode_latents(encoder, workspace(recipe).images, jobs, batch_size=batch_size)
-        del vae, encoder  # which the device is to have back
+        sizes = _compiled_sizes(recipe, jobs, device)
+        if sizes:
+            compile_vae(vae, sizes)
+        yield from encode_latents(
+            LatentEncoder(family, vae, recipe.precompute.tile_above_px),
+            workspace(recipe).images,
+            jobs,
+            batch_size=recipe.precompute.latent_batch_size,
+            fill_batches_of=sizes,
+        )
+        del vae  # which the device is to have back
+
+
+def _compiled_sizes(
+    recipe: Recipe, jobs: Sequence[LatentJob], device: torch.device
+) -> frozenset[tuple[int, int]]:
+    """Heights and widths for which compiling the VAE is worth its time; images in tiles go without."""
+    from eridiff.devices import worth_compiling
+    from eridiff.encoding.compiling import BREAK_EVEN_IMAGES
+
+    settings = recipe.precompute
+    return frozenset(
+        size
+        for size, count in Counter(job.size for job in jobs).items()
+        if max(size) <= settings.tile_above_px
+        and worth_compiling(settings.compile, device, num_items=count, break_even=BREAK_EVEN_IMAGES)
+    )
 
 
 def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
     from eridiff.devices import DTYPES, find_device, reserved, worth_compiling
-    from eridiff.encoding.compiling import BREAK_EVEN, compile_text_encoders
+    from eridiff.encoding.compiling import BREAK_EVEN_TEXTS, compile_text_encoders
     from eridiff.encoding.text import encode_texts
 
     family, device, base = family_of(recipe), find_device(recipe.device), base_of(recipe)
     wanted = recipe.precompute.compile
-    compiled = worth_compiling(wanted, device, num_items=len(captions), break_even=BREAK_EVEN)
+    compiled = worth_compiling(wanted, device, num_items=len(captions), break_even=BREAK_EVEN_TEXTS)
 
     def load(dtype: torch.dtype) -> Any:
         encoders = family.load_text_encoders(base, device=device, dtype=dtype)

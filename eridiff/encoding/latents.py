@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -89,7 +89,12 @@ class LatentEncoder:
 
 
 def encode_latents(
-    encoder: LatentEncoder, images: AnyPath, jobs: Sequence[LatentJob], *, batch_size: int
+    encoder: LatentEncoder,
+    images: AnyPath,
+    jobs: Sequence[LatentJob],
+    *,
+    batch_size: int,
+    fill_batches_of: Collection[tuple[int, int]] = (),
 ) -> Iterator[Mapping[str, Item | str]]:
     """Latents of jobs, batch after batch: for each key the item, or the reason why there is none.
 
@@ -98,6 +103,8 @@ def encode_latents(
         images: the folder of image shards.
         jobs: with equal shapes beside each other.
         batch_size: images of one shape at once.
+        fill_batches_of: heights and widths of which the last image is encoded along again where a batch is
+            smaller, since an encoder compiled for them would be compiled again for another number.
 
     Raises:
         StoreError: an image shard is missing or damaged.
@@ -107,7 +114,13 @@ def encode_latents(
         batches = (
             [*zip(batch, islice(decoded, len(batch)), strict=True)] for batch in _batches(jobs, batch_size)
         )
-        for outcomes in Batcher(batch_size, encoder.vae.device).encode(batches, partial(_start, encoder)):
+        batcher = Batcher(batch_size, encoder.vae.device)
+
+        def start(batch: Sequence[Decoded]) -> Callable[[], list[Outcome]]:
+            filled = batcher.batch_size if batch[0][0].size in fill_batches_of else 0
+            return _start(encoder, batch, filled)
+
+        for outcomes in batcher.encode(batches, start):
             yield dict(outcomes)
 
 
@@ -115,12 +128,14 @@ Decoded = tuple[LatentJob, np.ndarray | UnusableImage]
 Outcome = tuple[str, Item | str]
 
 
-def _start(encoder: LatentEncoder, batch: Sequence[Decoded]) -> Callable[[], list[Outcome]]:
+def _start(encoder: LatentEncoder, batch: Sequence[Decoded], filled: int) -> Callable[[], list[Outcome]]:
+    """Starts a batch of at least `filled` images; what it returns waits for the outcome of each one's own."""
     bad: list[Outcome] = [(job.key, found.reason) for job, found in batch if isinstance(found, UnusableImage)]
     usable = [(job, found) for job, found in batch if not isinstance(found, UnusableImage)]
     if not usable:
         return lambda: bad
-    finish = encoder.start([pixels for _, pixels in usable])
+    pixels = [pixels for _, pixels in usable]
+    finish = encoder.start(pixels + pixels[-1:] * (filled - len(pixels)))
     keys = [job.key for job, _ in usable]
     return lambda: [*bad, *map(_outcome, keys, finish())]
 
@@ -133,7 +148,7 @@ def _outcome(key: str, moments: Moments | None) -> Outcome:
 
 def _batches(jobs: Sequence[LatentJob], batch_size: int) -> Iterator[list[LatentJob]]:
     """Jobs of one shape, at most `batch_size` of them; no job is left out."""
-    for _, group in groupby(jobs, key=lambda job: (job.sample.bucket_height, job.sample.bucket_width)):
+    for _, group in groupby(jobs, key=lambda job: job.size):
         alike = list(group)
         for start in range(0, len(alike), batch_size):
             yield alike[start : start + batch_size]

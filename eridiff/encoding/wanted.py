@@ -31,6 +31,11 @@ class LatentJob:
         """Its key in the store."""
         return self.sample.latent_key(self.mirrored)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image that is encoded, in pixels."""
+        return self.sample.bucket_height, self.sample.bucket_width
+
 
 def wanted_latents(snapshot: Snapshot) -> dict[str, LatentJob]:
     """A job for each distinct latent of a snapshot, in the order in which they are best made.
@@ -106,8 +111,7 @@ def usable_samples(
 
 
 def _latent_order(job: LatentJob) -> tuple[int, int, str, str, bool]:
-    sample = job.sample
-    return sample.bucket_height, sample.bucket_width, sample.shard, job.sample.latent_key(False), job.mirrored
+    return *job.size, job.sample.shard, job.sample.latent_key(False), job.mirrored
 
 
 def _with_trigger(recipe: Recipe, prompt: str) -> str:

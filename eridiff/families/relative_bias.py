@@ -1,8 +1,8 @@
 """T5's bias of relative positions, laid out as fused attention reads it.
 
-T5 makes it as `[queries, keys, heads]` and hands it on as `[1, heads, queries, keys]` without moving it. Torch's
-fused kernels want the keys of a row side by side; given anything else `scaled_dot_product_attention` takes
-products in float32 without a word, which is half of the time of T5-XXL.
+T5 makes it as `[queries, keys, heads]` and hands it on as `[1, heads, queries, keys]` without moving it.
+Torch's fused kernels want the keys of a row side by side; given anything else `scaled_dot_product_attention`
+takes products in float32 without a word, which is almost half of the time of T5-XXL.
 """
 
 from __future__ import annotations
