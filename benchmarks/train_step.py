@@ -274,7 +274,7 @@ def write_profile(step: Callable[[], object], path: Path) -> None:
         synchronize()
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = found.key_averages().table(
-        sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110
+        sort_by="self_cuda_time_total", row_limit=80, max_name_column_width=110
     )
     path.write_text(shown)
 

@@ -22,7 +22,7 @@ def compile_well(model: nn.Module) -> None:
 
 
 def by_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The group norm of x `[B, C, H, W]`, of its dtype, worked out in float32 (Wu & He 2018).
+    """The group norm of x `[B, C, H, W]`, of its dtype, worked out in float32 (Wu & He 2018); no gradient.
 
     Args:
         x: of any floating dtype.
@@ -35,14 +35,30 @@ def by_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
     pivot = values[..., :1, :1]  # squares of what is far from zero would cancel out
     apart = values - pivot
     mean, square = apart.mean(dim=(2, 3)), apart.square().mean(dim=(2, 3))
-    variance = (square - mean.square()).unflatten(1, (groups, -1))
-    means = (pivot.flatten(1) + mean).unflatten(1, (groups, -1))
+    centre, spread = _of_groups(pivot.flatten(1) + mean, square - mean.square(), groups)
+    scale = (spread + eps).rsqrt() * weight.float()
+    return ((values - _wide(centre)) * _wide(scale) + bias.float()[:, None, None]).to(x.dtype)
+
+
+# An operator, since a compiler would work it out again for every pixel.
+@torch.library.custom_op("eridiff::statistics_of_groups", mutates_args=())
+def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance `[B, C]` of each channel's group, from those of the channels."""
+    means = mean.unflatten(1, (groups, -1))
     centre = means.mean(dim=2, keepdim=True)
     # A group's variance is that within its channels and that of their means.
-    spread = (variance + (means - centre).square()).mean(dim=2, keepdim=True).clamp(min=0)
-    scale = (spread + eps).rsqrt() * weight.float().unflatten(0, (groups, -1))
-    centres, scales = (each.expand_as(scale).flatten(1)[..., None, None] for each in (centre, scale))
-    return ((values - centres) * scales + bias.float()[:, None, None]).to(x.dtype)
+    spread = (variance.unflatten(1, (groups, -1)) + (means - centre).square()).mean(dim=2, keepdim=True)
+    centres, spreads = (found.expand_as(means).clone() for found in (centre, spread.clamp(min=0)))
+    return centres.flatten(1), spreads.flatten(1)
+
+
+@_of_groups.register_fake
+def _(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
+
+
+def _wide(channels: Tensor) -> Tensor:
+    return channels[..., None, None]
 
 
 def _forward(norm: nn.GroupNorm, x: Tensor) -> Tensor:

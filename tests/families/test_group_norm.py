@@ -41,3 +41,8 @@ def test_norms_compute_so_where_they_are_compiled_and_only_there() -> None:
     assert "group_norm" not in graphs[0]
     tokens = torch.randn(1, 8, 5)  # as attention's norms get it
     assert torch.equal(model[1](tokens), group_norm(tokens, 2, model[1].weight, model[1].bias))
+
+
+def test_the_operator_tells_compilers_the_truth() -> None:
+    mean, variance = torch.randn(2, 12), torch.rand(2, 12)
+    torch.library.opcheck(torch.ops.eridiff.statistics_of_groups.default, (mean, variance, 3))
