@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 BREAK_EVEN_IMAGES = 1500
 """Images of one size from which on `precompute.compile: auto` expects to win: 20 s against 15 ms each."""
-BREAK_EVEN_TEXTS = 4000
+BREAK_EVEN_TEXTS = 8000
+"""Texts from which on it does: 16 s against 2 ms each."""
 _T5_LAYER = "T5Block"
 
 
