@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -238,39 +237,28 @@ def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
 
 def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
     from eridiff.devices import DTYPES, find_device, reserved
-    from eridiff.encoding.compiling import compile_vae
+    from eridiff.encoding.compiling import compile_vae, sizes_to_compile
     from eridiff.encoding.latents import LatentEncoder, encode_latents
 
-    family, device = family_of(recipe), find_device(recipe.device)
+    family, device, settings = family_of(recipe), find_device(recipe.device), recipe.precompute
     with reserved(device):
         vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[vae_dtype(recipe)])
-        sizes = _compiled_sizes(recipe, jobs, device)
+        sizes = sizes_to_compile(
+            settings.compile,
+            (job.size for job in jobs),
+            device=device,
+            tile_above_px=settings.tile_above_px,
+        )
         if sizes:
             compile_vae(vae, sizes)
         yield from encode_latents(
-            LatentEncoder(family, vae, recipe.precompute.tile_above_px),
+            LatentEncoder(family, vae, settings.tile_above_px),
             workspace(recipe).images,
             jobs,
-            batch_size=recipe.precompute.latent_batch_size,
+            batch_size=settings.latent_batch_size,
             fill_batches_of=sizes,
         )
         del vae  # which the device is to have back
-
-
-def _compiled_sizes(
-    recipe: Recipe, jobs: Sequence[LatentJob], device: torch.device
-) -> frozenset[tuple[int, int]]:
-    """Heights and widths for which compiling the VAE is worth its time; images in tiles go without."""
-    from eridiff.devices import worth_compiling
-    from eridiff.encoding.compiling import BREAK_EVEN_IMAGES
-
-    settings = recipe.precompute
-    return frozenset(
-        size
-        for size, count in Counter(job.size for job in jobs).items()
-        if max(size) <= settings.tile_above_px
-        and worth_compiling(settings.compile, device, num_items=count, break_even=BREAK_EVEN_IMAGES)
-    )
 
 
 def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:

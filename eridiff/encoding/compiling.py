@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor
+
+from eridiff.devices import worth_compiling
 from eridiff.families.group_norm import compile_well
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from eridiff.families.encoders import TextEncoder
 
 BREAK_EVEN_IMAGES = 1500
@@ -17,6 +20,29 @@ BREAK_EVEN_IMAGES = 1500
 BREAK_EVEN_TEXTS = 8000
 """Texts from which on it does: 16 s against 2 ms each."""
 _T5_LAYER = "T5Block"
+
+
+def sizes_to_compile(
+    wanted: bool | Literal["auto"],
+    images: Iterable[tuple[int, int]],
+    *,
+    device: torch.device,
+    tile_above_px: int,
+) -> frozenset[tuple[int, int]]:
+    """Heights and widths for which compiling the VAE's encoder is wanted, or worth its time.
+
+    Args:
+        wanted: a recipe's `precompute.compile`.
+        images: height and width of each image to encode, in pixels.
+        device: where the VAE runs.
+        tile_above_px: images with a longer side are encoded in tiles, and never compiled for.
+    """
+    return frozenset(
+        size
+        for size, count in Counter(images).items()
+        if max(size) <= tile_above_px
+        and worth_compiling(wanted, device, num_items=count, break_even=BREAK_EVEN_IMAGES)
+    )
 
 
 def compile_vae(vae: Any, sizes: Collection[tuple[int, int]], *, backend: str = "inductor") -> None:
@@ -30,7 +56,6 @@ def compile_vae(vae: Any, sizes: Collection[tuple[int, int]], *, backend: str = 
         sizes: `(height, width)` of images in pixels.
         backend: torch's compiler backend.
     """
-    import torch
     import torch._dynamo
 
     limits = torch._dynamo.config

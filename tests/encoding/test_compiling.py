@@ -11,7 +11,7 @@ import torch._dynamo
 
 from eridiff.devices import find_device
 from eridiff.encoding import compiling
-from eridiff.encoding.compiling import compile_text_encoders, compile_vae
+from eridiff.encoding.compiling import compile_text_encoders, compile_vae, sizes_to_compile
 from eridiff.encoding.latents import LatentEncoder, encode_latents
 from eridiff.encoding.spaces import base_of
 from eridiff.encoding.text import encode_texts
@@ -88,6 +88,19 @@ def test_a_compiled_vae_gives_the_same_and_compiles_each_size_once(world: World,
     compile_vae(vae, sizes)
     assert_alike(encoded(vae, fill_batches_of=sizes), encoded(world.vae()))
     assert len(compiled) == len(sizes)
+
+
+def test_sizes_of_many_images_are_compiled_for_but_none_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    many, few, tall = (1024, 1024), (768, 1344), (2048, 1024)
+    images = [*[many] * 1500, *[few] * 1499, *[tall] * 1500]
+
+    def chosen(wanted: Any, device: str) -> frozenset[tuple[int, int]]:
+        return sizes_to_compile(wanted, images, device=torch.device(device), tile_above_px=1536)
+
+    assert chosen(True, "cpu") == {many, few}
+    assert chosen(False, "cuda") == chosen("auto", "cpu") == frozenset()
+    monkeypatch.setattr("eridiff.devices.has_triton", lambda device: True)
+    assert chosen("auto", "cuda") == {many}
 
 
 @pytest.mark.gpu
