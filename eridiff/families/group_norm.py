@@ -17,7 +17,7 @@ from torch.nn import functional
 def compile_well(model: nn.Module) -> None:
     """Lets all group norms of a model compute so where they are compiled; elsewhere they run as before."""
     for module in model.modules():
-        if type(module) is nn.GroupNorm:
+        if type(module) is nn.GroupNorm and module.affine:
             module.forward = MethodType(_forward, module)
 
 
