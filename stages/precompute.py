@@ -236,12 +236,13 @@ def _make(recipe: Recipe, snapshot: Snapshot, work: _Work) -> int:
 
 
 def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
+    from eridiff.compiler_errors import compiler_errors
     from eridiff.devices import DTYPES, find_device, reserved
     from eridiff.encoding.compiling import compile_vae, sizes_to_compile
     from eridiff.encoding.latents import LatentEncoder, encode_latents
 
     family, device, settings = family_of(recipe), find_device(recipe.device), recipe.precompute
-    with reserved(device):
+    with reserved(device), compiler_errors("precompute.compile"):
         vae = family.load_vae(base_of(recipe), device=device, dtype=DTYPES[vae_dtype(recipe)])
         sizes = sizes_to_compile(
             settings.compile,
@@ -262,6 +263,7 @@ def _encode_latents(recipe: Recipe, jobs: Sequence[LatentJob]) -> Outcomes:
 
 
 def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
+    from eridiff.compiler_errors import compiler_errors
     from eridiff.devices import DTYPES, find_device, reserved, worth_compiling
     from eridiff.encoding.compiling import BREAK_EVEN_TEXTS, compile_text_encoders
     from eridiff.encoding.text import encode_texts
@@ -276,7 +278,7 @@ def _encode_text(recipe: Recipe, captions: Mapping[str, str]) -> Outcomes:
             compile_text_encoders(encoders)
         return encoders
 
-    with reserved(device):
+    with reserved(device), compiler_errors("precompute.compile"):
         yield from encode_texts(
             family,
             load,

@@ -119,6 +119,7 @@ def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
 
 
 def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
+    from eridiff.compiler_errors import compiler_errors
     from eridiff.training.distributed import processes
     from eridiff.training.loop import train
     from eridiff.training.session import open_session, write_facts
@@ -130,7 +131,8 @@ def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
         else:
             logger.setLevel(logging.WARNING)  # one voice
         session = open_session(inputs, us.device)
-        outcome = train(session.job, us, _Hooks(session, us, stop, stack))
+        with compiler_errors("train.compile"):
+            outcome = train(session.job, us, _Hooks(session, us, stop, stack))
         if us.leads:
             _seal(inputs, outcome)
         us.wait()

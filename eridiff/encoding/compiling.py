@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,8 @@ from eridiff.families.group_norm import compile_well
 
 if TYPE_CHECKING:
     from eridiff.families.encoders import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 BREAK_EVEN_IMAGES = 1500
 """Images of one size from which on `precompute.compile: auto` expects to win: 20 s against 15 ms each."""
@@ -58,6 +61,7 @@ def compile_vae(vae: Any, sizes: Collection[tuple[int, int]], *, backend: str = 
     """
     import torch._dynamo
 
+    logger.info("Compiling the VAE for %d sizes of image: some 20 s at the first batch of each.", len(sizes))
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(sizes))
     compile_well(vae.encoder)
@@ -78,6 +82,8 @@ def compile_text_encoders(encoders: Sequence[TextEncoder], *, backend: str = "in
     """
     models = [encoder.model for encoder in encoders]
     layers = [part for model in models for part in model.modules() if type(part).__name__ == _T5_LAYER]
+    if layers:
+        logger.info("Compiling T5: some 20 s at the first batch.")
     for layer in layers:
         layer.compile(backend=backend, fullgraph=True, dynamic=False)
     return len(layers)

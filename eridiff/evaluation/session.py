@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eridiff.compiler_errors import compiler_errors
 from eridiff.devices import DTYPES, worth_compiling
 from eridiff.encoding.spaces import base_of, family_of
 from eridiff.encoding.wanted import prompts_of
@@ -85,6 +86,7 @@ class Session:
             # Losses of LoRAs that are no longer asked about are let go.
             file.write(work.grid, {key: taken[key] for key in labels if key in taken}, labels)
 
+    @compiler_errors("sample.compile")
     def make_images(self, progress: Progress) -> int:
         """Makes the images that are missing and returns the bytes written."""
         work, written = self.work, 0
