@@ -28,7 +28,7 @@ def compiler_errors(setting: str) -> Iterator[None]:
             "torch's compiler fails on this machine or on this model",
             where=setting,
             found=" ".join(str(error).strip().splitlines()[:2])[:300],  # who raised, and what
-            fix=f"set {setting}: false, which gives the same results in more time",
+            fix=f"set {setting}: false, which only takes more time",
         ) from error
 
 

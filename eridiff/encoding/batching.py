@@ -70,18 +70,19 @@ class Batcher:
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             # Only here: while the error is being handled, its traceback keeps the batch's memory.
-            self._halve(len(batch), reason)
+            self._halve(reason)
         return started
 
-    def _halve(self, failed_size: int, reason: str) -> None:
+    def _halve(self, reason: str) -> None:
+        # Whatever the batch's own size was: it may have been filled up to the whole one.
         free_memory()
-        if failed_size == 1:
+        if self.batch_size == 1:
             raise ModelError(
                 "The device has too little memory to encode a single item.",
                 found=reason.partition("\n")[0],
                 fix="free its memory, use a smaller resolution, or lower precompute.tile_above_px",
             )
-        self.batch_size = failed_size // 2
+        self.batch_size //= 2
         logger.warning("Out of memory: batches of %d from now on.", self.batch_size)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eridiff.devices import worth_compiling
-from eridiff.families.group_norm import compile_well
+from eridiff.families.group_norm import use_channel_statistics
 
 if TYPE_CHECKING:
     from eridiff.families.encoders import TextEncoder
@@ -64,7 +64,7 @@ def compile_vae(vae: Any, sizes: Collection[tuple[int, int]], *, backend: str = 
     logger.info("Compiling the VAE for %d sizes of image: some 20 s at the first batch of each.", len(sizes))
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 4 * len(sizes))
-    compile_well(vae.encoder)
+    use_channel_statistics(vae.encoder)
     plain, dtype = vae.encoder.forward, vae.dtype
     compiled = torch.compile(plain, backend=backend, fullgraph=True, dynamic=False)
 

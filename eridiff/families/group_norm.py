@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def compile_well(model: nn.Module) -> None:
+def use_channel_statistics(model: nn.Module) -> None:
     """Lets all group norms of a model compute so where they are compiled; elsewhere they run as before."""
     for module in model.modules():
         if type(module) is nn.GroupNorm and module.affine:

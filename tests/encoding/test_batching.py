@@ -80,6 +80,18 @@ def test_one_item_that_does_not_fit_is_an_error() -> None:
     assert caught.value.exit_code == 5
 
 
+def test_one_item_in_a_batch_that_is_filled_up_halves_it_too() -> None:
+    batcher = Batcher(4, CPU)
+
+    def start(items: Sequence[int]) -> Callable[[], list[int]]:
+        if batcher.batch_size > 1:  # what it is filled up to
+            raise torch.OutOfMemoryError("full")
+        return lambda: [*items]
+
+    assert [*batcher.encode([[7]], start)] == [[7]]
+    assert batcher.batch_size == 1
+
+
 def test_rows_are_finite_in_every_batch() -> None:
     first, second = torch.zeros(3, 2, 2), torch.zeros(3, 4)
     first[0, 1, 1], second[2, 3] = float("nan"), float("inf")
