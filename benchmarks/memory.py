@@ -37,6 +37,7 @@ from eridiff.training.attention import attention
 from eridiff.training.batches import StepBatches
 from eridiff.training.distributed import Processes
 from eridiff.training.footprint import CONTEXT_BYTES, footprint
+from eridiff.training.offload import offload_blocks
 from eridiff.training.trainer import Trainer
 
 RANK = 16
@@ -166,6 +167,7 @@ def measured(trial: Trial, steps: int) -> Row:
     parameters = lora_state(denoiser)
     for parameter in parameters.values():
         parameter.data = parameter.data.to(DEVICE)
+    offload_blocks(denoiser, family.checkpoint.blocks, trial.keep.offload, DEVICE)
     trainer = Trainer(family, denoiser, parameters, trial.train, Processes(rank=0, size=1, device=DEVICE))
     waiting = random_batch(case, family).each(torch.Tensor.cpu)
     waiting = waiting.pinned() if DEVICE.type == "cuda" else waiting

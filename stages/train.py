@@ -130,7 +130,7 @@ def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
             _make_latest(inputs.run)
         else:
             logger.setLevel(logging.WARNING)  # one voice
-        session = open_session(inputs, us.device)
+        session = open_session(inputs, us)
         with compiler_errors("train.compile"):
             outcome = train(session.job, us, _Hooks(session, us, stop, stack))
         if us.leads:

@@ -155,7 +155,8 @@ def opened(work: Work, device: torch.device) -> Iterator[Session]:
     """
     family = family_of(work.recipe)
     cached = _cached(work)
-    dtype, share = DTYPES[work.recipe.train.dtype], work.recipe.train.offload
+    train = work.recipe.train
+    dtype, share = DTYPES[train.dtype], 1.0 if train.shard_base else train.offload  # one process has no peers
     keep = Keep(work.recipe.model.quantize, share)
     # Pipelines name classes for reading images, which nothing here uses.
     with unsaid("transformers.utils.import_utils", "requires torchvision"):

@@ -127,9 +127,13 @@ class Train(Section):
     offload: Share = 0.0
     """Share of the denoiser's blocks whose weights stay in system memory and come to the GPU when they
     compute; 1 for all. Costs time, changes no result."""
+    shard_base: bool = False
+    """Under torchrun, each GPU of a machine keeps a part of every block of the denoiser, and fetches the
+    other parts when the block computes. For a base that no GPU holds whole; changes no result."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU for
-    100 steps or more, unless blocks are offloaded. Compiling takes half a minute to one and a half."""
+    100 steps or more, unless blocks are offloaded or sharded. Compiling takes half a minute to one and a
+    half."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
@@ -137,6 +141,13 @@ class Train(Section):
     checked before the first step, whichever it is."""
     ema_config: Ema = Ema()
     seed: int = 42
+
+    @field_validator("shard_base")
+    @classmethod
+    def _one_place(cls, shard_base: bool, info: ValidationInfo) -> bool:
+        if shard_base and info.data.get("offload"):
+            raise PydanticCustomError("contradiction", "false where train.offload keeps blocks away")
+        return shard_base
 
 
 class Save(Section):

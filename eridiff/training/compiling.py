@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from eridiff.training.offload import set_forward
+from eridiff.training.visiting import set_forward
 
 logger = logging.getLogger(__name__)
 

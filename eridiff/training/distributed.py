@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Item = TypeVar("Item")
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -27,11 +29,20 @@ class Processes:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
+    """Its number among those of this machine."""
+    local_size: int = 1
 
     @property
     def leads(self) -> bool:
         """Whether this process writes checkpoints, metrics and messages."""
         return self.rank == 0
+
+    @property
+    def neighbours(self) -> range:
+        """Ranks of the processes of this machine."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
 
     def sum_(self, values: Tensor) -> None:
         """Replaces `values` by their sum over all devices."""
@@ -51,13 +62,13 @@ class Processes:
         if self.size > 1:
             dist.broadcast(values, src=0)
 
-    def gather(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The names that any device gave, in order of rank."""
+    def gather(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
+        """The items that any device gave, in order of rank."""
         if self.size == 1:
-            return names
-        lists: list[tuple[str, ...] | None] = [None] * self.size
-        dist.all_gather_object(lists, names)
-        return tuple(name for names_of_rank in lists for name in names_of_rank or ())
+            return items
+        lists: list[tuple[Item, ...] | None] = [None] * self.size
+        dist.all_gather_object(lists, items)
+        return tuple(item for items_of_rank in lists for item in items_of_rank or ())
 
     def wait(self) -> None:
         """Returns once every device is here."""
@@ -76,11 +87,14 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if size == 1:
         yield Processes(0, 1, device)
         return
+    local_rank = int(os.environ["LOCAL_RANK"])
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
-        yield Processes(dist.get_rank(), size, device)
+        yield Processes(
+            dist.get_rank(), size, device, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        )
     finally:
         dist.destroy_process_group()

@@ -22,7 +22,7 @@ VERSION = 2
 """Goes up when the same inputs would train another LoRA: order, draws, losses, initial weights."""
 
 _ID_LENGTH = 16
-_HOW_NOT_WHAT = {"gradient_checkpointing", "offload", "attention", "compile"}
+_HOW_NOT_WHAT = {"gradient_checkpointing", "offload", "shard_base", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
 _CAME_LATER: Mapping[str, Any] = {
     "loraplus_lr_ratio": 1.0,

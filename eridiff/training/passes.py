@@ -19,10 +19,10 @@ from eridiff.recipe import Train
 from eridiff.training.compiling import compile_blocks
 from eridiff.training.flat import FlatParameters
 from eridiff.training.graphs import Recorded
-from eridiff.training.offload import offload_blocks
 from eridiff.training.recompute import recompute
 from eridiff.training.room import next_saving
 from eridiff.training.step import Batch, losses
+from eridiff.training.visiting import has_visitors
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Passes:
 
     Args:
         family: makes predictions and losses.
-        denoiser: on the device, with its LoRA; its blocks are compiled in place where asked for.
+        denoiser: with its LoRA, on the device but for blocks that visit it; its blocks are compiled in place
+            where asked for.
         flat: all trained parameters; its first two extras take the sums of the weighted and plain losses.
         settings: the recipe's section.
         device: where everything lies.
@@ -53,22 +54,21 @@ class Passes:
         self._settings = settings
         self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
-        if not settings.offload:  # what comes and goes does so layer by layer
+        visitors = has_visitors(denoiser)
+        if not visitors:  # what comes and goes does so layer by layer
             join_projections(denoiser)
         dtype = DTYPES[settings.dtype]
         self._rounding = Rounding(lora_forwards(denoiser), flat.values, flat.gradients, dtype)
         if settings.gradient_checkpointing is True:
             recompute(denoiser)
         # What comes and goes cannot be recorded, and waits for the bus: `auto` leaves it as it is.
-        wanted = False if settings.offload and settings.compile == "auto" else settings.compile
+        wanted = False if visitors and settings.compile == "auto" else settings.compile
         compiled = worth_compiling(wanted, device, num_items=settings.steps, break_even=BREAK_EVEN)
         if compiled:
             logger.info("Compiling: the first steps take half a minute to one and a half.")
             compile_blocks(denoiser, family.blocks)
-        if settings.offload:
-            offload_blocks(denoiser, family.checkpoint.blocks, settings.offload, device)
         # Weights that come and go do so by Python, which a recording leaves out.
-        recorded = compiled and device.type == "cuda" and not settings.offload
+        recorded = compiled and device.type == "cuda" and not visitors
         self._recorded = Recorded(self._run, device) if recorded else None
 
     def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:

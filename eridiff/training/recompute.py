@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from eridiff.training.offload import recomputes_itself
+from eridiff.training.visiting import recomputes_itself
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eridiff import __version__
 from eridiff import recipe as recipes
@@ -21,7 +21,8 @@ from eridiff.errors import DataError
 from eridiff.families import live as live_text
 from eridiff.families.frozen.keep import Keep
 from eridiff.families.live import LiveText
-from eridiff.lora.encoders import NO_ENCODERS
+from eridiff.locks import held
+from eridiff.lora.encoders import NO_ENCODERS, Encoders
 from eridiff.lora.export import resolve_format
 from eridiff.lora.forward import compute_in_input_precision
 from eridiff.lora.inject import Injected, inject, lora_state
@@ -30,10 +31,13 @@ from eridiff.lora.verify import publish, rehearse
 from eridiff.store.files import write_atomic, write_json
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.cached import open_cached
+from eridiff.training.distributed import Processes
 from eridiff.training.inputs import Inputs
 from eridiff.training.loop import Job
+from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Order
 from eridiff.training.proof import prove
+from eridiff.training.shard import keep_share
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
@@ -85,8 +89,8 @@ class Session:
         )
 
 
-def open_session(inputs: Inputs, device: torch.device) -> Session:
-    """Loads the denoiser, puts the LoRA into it, and opens the cached tensors.
+def open_session(inputs: Inputs, processes: Processes) -> Session:
+    """Loads the denoiser, puts the LoRA into it, and opens the cached tensors; all processes must call it.
 
     Raises:
         DataError: there is no sample to train on.
@@ -102,14 +106,10 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
         )
     text = inputs.text.store() if inputs.cached_encoders else None
     cached = open_cached(inputs.latents.store(), text, inputs.samples)
-    family, train = family_of(recipe), recipe.train
-    keep = Keep(recipe.model.quantize, train.offload)
-    denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype], keep=keep)
+    family, train, device = family_of(recipe), recipe.train, processes.device
     live = _load_encoders(inputs, device) if inputs.encoders else None
     encoders = live.models if live else NO_ENCODERS
-    injected = inject(denoiser, recipe.network, family, seed=train.seed, encoders=encoders)
-    for parameter in lora_state(denoiser).values():  # peft puts it beside weights that stay away
-        parameter.data = parameter.data.to(device)
+    denoiser, injected = _load_denoiser(inputs, processes, encoders)
     file_format = resolve_format(recipe.network.format, family)
     rehearse(injected, denoiser, family, file_format=file_format, encoders=encoders)
     for encoder in encoders.values():
@@ -130,6 +130,32 @@ def open_session(inputs: Inputs, device: torch.device) -> Session:
         start=injected.start,
     )
     return Session(inputs, job, injected)
+
+
+def _load_denoiser(inputs: Inputs, processes: Processes, encoders: Encoders) -> tuple[nn.Module, Injected]:
+    """The denoiser with its LoRA, and its blocks where the recipe says."""
+    recipe, family = inputs.recipe, family_of(inputs.recipe)
+    train, device, blocks = recipe.train, processes.device, family.checkpoint.blocks
+    sharded = train.shard_base and processes.local_size > 1
+
+    def loaded() -> tuple[nn.Module, Injected]:
+        keep = Keep(recipe.model.quantize, 1.0 if sharded else train.offload)
+        denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype], keep=keep)
+        injected = inject(denoiser, recipe.network, family, seed=train.seed, encoders=encoders)
+        for parameter in lora_state(denoiser).values():  # peft puts it beside weights that stay away
+            parameter.data = parameter.data.to(device)
+        return denoiser, injected
+
+    if not sharded:
+        denoiser, injected = loaded()
+        offload_blocks(denoiser, blocks, train.offload, device)
+        return denoiser, injected
+    # One after the other: until a process has kept its part, system memory holds the whole base.
+    with held(inputs.run.folder / "loading.lock", "loading the base"):
+        denoiser, injected = loaded()
+        share = keep_share(denoiser, blocks, processes)
+    share.open(processes)
+    return denoiser, injected
 
 
 def _load_encoders(inputs: Inputs, device: torch.device) -> LiveText:

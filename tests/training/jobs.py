@@ -21,6 +21,7 @@ from eridiff.training.batches import Batches, Draws
 from eridiff.training.distributed import processes
 from eridiff.training.loop import Job, Outcome, train
 from eridiff.training.order import Order
+from eridiff.training.shard import keep_share
 from eridiff.training.trainer import StepResult
 from tests.training.conftest import CPU, World, make_denoiser, open_world
 
@@ -89,6 +90,8 @@ def go(job: Job, **asked: Any) -> tuple[Outcome, Told]:
     """Runs a job; `asked` are fields of `Told`."""
     told = Told(**asked)
     with processes(next(iter(job.parameters.values())).device) as us:
+        if job.train.shard_base:
+            keep_share(job.denoiser, job.family.checkpoint.blocks, us).open(us)
         return train(job, us, told), told
 
 

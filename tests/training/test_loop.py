@@ -266,17 +266,18 @@ def test_killed_and_resumed_equals_straight(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(killed)] == list(range(1, 9))
 
 
-def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    world = make_world(FAMILY, tmp_path / "world")
-    settings = {"batch_size": 3, "gradient_accumulation_steps": 2, "lr": 0.001}
+def start_pair(world: Path, runs: Path, settings: dict[str, Any]) -> list[subprocess.Popen[str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pair = [
-        start(tmp_path / "world", tmp_path / "two", settings, RANK=rank, LOCAL_RANK=rank, **torchrun)
-        for rank in ("0", "1")
-    ]
+    return [start(world, runs, settings, RANK=rank, LOCAL_RANK=rank, **torchrun) for rank in ("0", "1")]
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    world = make_world(FAMILY, tmp_path / "world")
+    settings = {"batch_size": 3, "gradient_accumulation_steps": 2, "lr": 0.001}
+    pair = start_pair(tmp_path / "world", tmp_path / "two", settings)
     assert [finish(process) for process in pair] == [0, 0]
     go(make_job(world, Run(tmp_path / "one", "abc"), **settings))
     one, two = Run(tmp_path / "one", "abc"), Run(tmp_path / "two", "abc")
@@ -287,6 +288,17 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     ends = [checkpoint.load(folder_of(run, 8)) for run in (one, two)]
     for name, value in ends[0].lora.items():
         torch.testing.assert_close(value, ends[1].lora[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_that_share_the_base_train_as_two_that_hold_it_do(tmp_path: Path) -> None:
+    """Also where a process's share of a batch is empty, so that it makes no pass while the other does."""
+    make_world(FAMILY, tmp_path / "world")
+    settings = {"batch_size": 1, "lr": 0.001}
+    for name, how in (("sharded", {"shard_base": True}), ("whole", {})):
+        pair = start_pair(tmp_path / "world", tmp_path / name, {**settings, **how})
+        assert [finish(process) for process in pair] == [0, 0]
+    sharded, whole = (Run(tmp_path / name, "abc") for name in ("sharded", "whole"))
+    assert_same(*(checkpoint.load(folder_of(run, 8)) for run in (sharded, whole)))
 
 
 @pytest.mark.gpu

@@ -11,6 +11,7 @@ from eridiff.recipe import Train
 from eridiff.training import passes as module
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.flat import FlatParameters
+from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Draw
 from eridiff.training.passes import Passes
 from eridiff.training.step import Batch, losses
@@ -24,8 +25,10 @@ def batch_of(world: World) -> Batch:
 
 def make_passes(world: World, **settings: Any) -> tuple[Passes, FlatParameters, Any]:
     denoiser, parameters = make_denoiser(world)
+    chosen = Train.model_validate(settings)
+    offload_blocks(denoiser, world.family.checkpoint.blocks, chosen.offload, CPU)
     flat = FlatParameters(parameters, num_extra=2)
-    return Passes(world.family, denoiser, flat, Train.model_validate(settings), CPU), flat, denoiser
+    return Passes(world.family, denoiser, flat, chosen, CPU), flat, denoiser
 
 
 @pytest.mark.parametrize("targets", [("to_q", "to_v"), PROJECTIONS, (*PROJECTIONS, "ff.net.2", "conv1")])
