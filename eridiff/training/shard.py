@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing import get_sharing_strategy, set_sharing_strategy
-from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+from torch.multiprocessing.reductions import reduce_tensor
 
 from eridiff.families.frozen.keep import blocks_of
 from eridiff.training.distributed import Processes
@@ -27,7 +27,7 @@ from eridiff.training.visiting import let_visit
 
 _ALIGNED = 64
 _DEVICE = 6
-"""Which argument of `rebuild_cuda_tensor` is the device that the memory is opened on."""
+"""Which argument of torch's `rebuild_cuda_tensor` is the device that memory is opened on."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +121,12 @@ def _opened(handle: bytes, device: torch.device) -> Tensor:
     found = pickle.loads(handle)
     if isinstance(found, Tensor):
         return found
-    _, arguments = found
+    rebuild, arguments = found
     owner = arguments[_DEVICE]
     # Opened on its owner's device, memory would cost a context there; GPUs that reach each other need none.
     direct = torch.cuda.can_device_access_peer(device, owner)
     where = device.index if direct else owner
-    return rebuild_cuda_tensor(*arguments[:_DEVICE], where, *arguments[_DEVICE + 1 :])
+    return rebuild(*arguments[:_DEVICE], where, *arguments[_DEVICE + 1 :])
 
 
 @contextmanager

@@ -315,8 +315,9 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_ends_with_130(
 
 
 @pytest.mark.slow
-def test_torchrun_with_two_processes_makes_one_run(root: tuple[Path, Path]) -> None:
-    made = chosen(root)
+@pytest.mark.parametrize("shard_base", [False, True])
+def test_torchrun_with_two_processes_makes_one_run(root: tuple[Path, Path], shard_base: bool) -> None:
+    made = chosen(root, runs=f"pair-{shard_base}", train={"shard_base": shard_base})
     path = written(root, made)
     process = start(path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     output, _ = process.communicate(timeout=240)
