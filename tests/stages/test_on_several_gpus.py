@@ -12,7 +12,6 @@ import torch
 
 from eridiff import recipe as recipes
 from eridiff.demo.architecture import save_random_base
-from eridiff.evaluation.results import LossFile
 from eridiff.training import checkpoint
 from eridiff.training.shelf import folder_of
 from stages import evaluate, ingest, precompute, train
