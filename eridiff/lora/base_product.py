@@ -1,4 +1,4 @@
-"""What the layers under a LoRA multiply by: weights, or codes of fp8."""
+"""What the layers under a LoRA multiply by: weights, or codes of int8 and fp8."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eridiff.families.frozen import fp8
+from eridiff.families.frozen import fp8, int8
 from eridiff.families.frozen.linear import FrozenLinear
+
+_CODED = {torch.int8: int8, torch.uint8: fp8}
+"""The type of codes to their products; other forms keep more than codes and a scale a row."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class BaseProduct:
     """The frozen product `x W' + b` of one layer, or of several of one input.
 
     Attributes:
-        weight: `[out, in]`, the layers' weights one below the other; codes of fp8 where there are scales.
-        scales: `[out]` float32, of the codes.
+        weight: `[out, in]`, the layers' weights one below the other; codes where there are scales.
+        scales: `[out]`, of the codes.
         bias: `[out]`.
     """
 
@@ -33,13 +36,25 @@ class BaseProduct:
         if self.scales is None:
             return functional.linear(x, self.weight, self.bias)
         height, width = self.weight.shape
-        found = fp8.product(x, self.weight, self.scales, (height, width))
+        found = _CODED[self.weight.dtype].product(x, self.weight, self.scales, (height, width))
         return found if self.bias is None else found + self.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The product for rows `[n, in]`; not differentiable."""
+        if self.scales is None:
+            return functional.linear(rows, self.weight, self.bias)
+        return _CODED[self.weight.dtype].forward(rows, self.weight, self.scales, self.bias)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient of the rows, `[n, in]`, for that of the product, `[n, out]`."""
+        if self.scales is None:
+            return gradient @ self.weight
+        return _CODED[self.weight.dtype].backward(gradient, self.weight, self.scales)
 
 
 def has_base_product(layer: nn.Module) -> bool:
     """Whether a layer multiplies as a `BaseProduct` does."""
-    return type(layer) is nn.Linear or (isinstance(layer, FrozenLinear) and layer.form == "fp8")
+    return type(layer) is nn.Linear or (isinstance(layer, FrozenLinear) and layer.form in ("int8", "fp8"))
 
 
 def base_product(layer: Any) -> BaseProduct:

@@ -5,7 +5,8 @@
 A compiler that sees these products one by one writes the LoRA's to memory, reads them again and adds. Here
 they are added where the base's product lies, by a kernel made for few inner columns. Several layers of one
 input (query, key and value) are one: their weights one below the other, and so are their `down`s, so that the
-input is read once for all. W may be codes of fp8, whose products take the input's rows rounded once for all.
+input is read once for all. W may be codes, of int8 or of fp8, whose products take the input's rows rounded
+once for all.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from eridiff.devices import has_triton
-from eridiff.families.frozen import fp8
 from eridiff.lora.base_product import BaseProduct
 
 
@@ -80,10 +79,7 @@ def _forward(
     """The output and `x D'`, `[rows, rank]`."""
     rows = x.reshape(-1, x.shape[-1])
     narrow = rows @ down.t()
-    if weight_scales is None:
-        found = functional.linear(rows, weight, bias)
-    else:
-        found = fp8.forward(rows, weight, weight_scales, bias)
+    found = BaseProduct(weight, weight_scales, bias).forward(rows)
     for part, inner, up, scale in zip(*_parts(found, narrow, ups), ups, scales, strict=True):
         _add_low_rank_(part, inner, up, scale)
     return found.view(*x.shape[:-1], weight.shape[0]), narrow
@@ -113,7 +109,7 @@ def _backward(
             of_up.mul_(scale)
     of_x = x.new_empty(0)
     if of_input:
-        of_rows = out @ weight if weight_scales is None else fp8.backward(out, weight, weight_scales)
+        of_rows = BaseProduct(weight, weight_scales, None).backward(out)
         _add_low_rank_(of_rows, inner, down.t(), 1)
         of_x = of_rows.view(x.shape)
     return [of_x, inner.t() @ rows, *of_ups]

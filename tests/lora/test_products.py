@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from eridiff.families.frozen import fp8
+from eridiff.families.frozen import fp8, int8
 from eridiff.lora.base_product import BaseProduct
 from eridiff.lora.products import lora_linear
 
@@ -77,12 +78,13 @@ def test_what_comes_as_a_slice_of_something_wider_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_base_of_fp8_is_multiplied_as_its_codes_are(compiled: bool) -> None:
+@pytest.mark.parametrize("form", [int8, fp8], ids=["int8", "fp8"])
+def test_a_base_in_few_bits_is_multiplied_as_its_codes_are(form: Any, compiled: bool) -> None:
     x, weight, bias, down, ups = inputs()
     assert bias is not None
     x, down, bias = x.repeat(2, 2, 1).float(), down.float(), bias.float()  # rows enough for products of fp8
     ups = [up.float() for up in ups]
-    codes, scales = fp8.pack(weight.float())
+    codes, scales = form.pack(weight.float())
 
     def run(x: Tensor, codes: Tensor, scales: Tensor, down: Tensor, ups: list[Tensor]) -> Tensor:
         return lora_linear(x, BaseProduct(codes, scales, bias), down, ups, SCALES)

@@ -110,6 +110,26 @@ def test_a_card_without_fp8_is_refused(capability: tuple[int, int], monkeypatch:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_compiled_layer_on_a_gpu_keeps_the_shape_of_its_input(form: Quantization) -> None:
+    """Inductor has a product of its own for codes of int8, which loses it."""
+    layer = FrozenLinear(torch.nn.Linear(SIDES[1], SIDES[0]), form)
+    layer.bias = torch.nn.Parameter(normal(SIDES[0]).to(CUDA, torch.bfloat16), requires_grad=False)
+    layer.take(normal(*SIDES).to(CUDA), CUDA)
+    x = normal(2 * 32, SIDES[1]).view(2, 32, SIDES[1]).to(CUDA, torch.bfloat16).requires_grad_()
+    towards = normal(2 * 32, SIDES[0], seed=2).view(2, 32, SIDES[0]).to(CUDA, torch.bfloat16)
+    wanted = layer(x)
+    (wanted_gradient,) = torch.autograd.grad(wanted, x, towards)
+    found = torch.compile(layer, fullgraph=True)(x)
+    (gradient,) = torch.autograd.grad(found, x, towards)
+    assert relative(found, wanted) < 1e-2
+    assert relative(gradient, wanted_gradient) < 1e-2
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 77, 4608])
 @pytest.mark.parametrize("form", FORMS)
 def test_on_a_gpu_as_on_a_cpu(form: Quantization, rows: int) -> None:
