@@ -105,8 +105,8 @@ def kept_denoiser(recipe: str, keep: Keep) -> nn.Module:
     """A denoiser as families load it, with random weights, which are made one by one on the device."""
     name, size = BASES[recipe]
     blocks = families.get(name, {}).checkpoint.blocks
-    model: Any = build_denoiser_on_meta(name, size)
-    model = model.to(torch.bfloat16)
+    # Not diffusers' own `to`, which warns of precisions that it would keep.
+    model: Any = nn.Module.to(build_denoiser_on_meta(name, size), torch.bfloat16)
     model.set_attn_processor(PROCESSORS[name]())
     use_one_pass(model, DEVICE)  # of SDXL; the others have no such layers
     if keep.quantize != "none":

@@ -3,8 +3,8 @@
     peak = resident weights + two blocks on the way + LoRA with gradients and start + optimizer + average
          + activations at the turn from forward to backward + one dense copy of the largest quantised weight
 
-Activations are counted in `families.activations`. What a GPU takes for itself before any tensor is in
-`CONTEXT_BYTES`.
+Of blocks that are spread over a machine's cards, a card's own part is resident. Activations are counted in
+`families.activations`. What a GPU takes for itself before any tensor is in `CONTEXT_BYTES`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def footprint(
     work: Workload,
     *,
     checkpointed: bool,
+    num_cards: int = 1,
 ) -> Footprint:
-    """The predicted peak of a recipe's training.
+    """The predicted peak of a recipe's training, on each of its cards.
 
     Args:
         recipe: its settings.
@@ -66,18 +67,23 @@ def footprint(
         shapes: name to shape of the denoiser's tensors.
         work: its largest batch.
         checkpointed: whether activations of all blocks are recomputed; those of blocks that stay away are.
+        num_cards: of one machine, at least 1, over which `train.shard_base` spreads the blocks; with one, or
+            without that setting, it changes nothing.
     """
     train, blocks = recipe.train, family.checkpoint.blocks
-    keep = Keep(recipe.model.quantize, train.offload)
+    sharded = train.shard_base and num_cards > 1
+    keep = Keep(recipe.model.quantize, 1.0 if sharded else train.offload)
     item_bytes = 4 if train.dtype == "fp32" else 2
     weights = weight_bytes(shapes, blocks, keep, item_bytes=item_bytes)
     names = blocks_of(shapes, blocks)
     absent = away(names, keep.offload)
+    sizes = [weights[block] for block in absent]
     trained = num_trained(shapes, recipe.network, family)
     activations = family.activations(shapes, work)
     return Footprint(
         base=sum(size for block, size in weights.items() if block not in absent)
-        + min(_VISITING, len(absent)) * max((weights[block] for block in absent), default=0),
+        + (-(-sum(sizes) // num_cards) if sharded else 0)
+        + min(_VISITING, len(sizes)) * max(sizes, default=0),
         lora=lora_bytes(recipe.network, trained),
         optimizer=state_bytes(train, trained),
         activations=activations.peak(frozenset(names) if checkpointed else absent) * item_bytes // 2,

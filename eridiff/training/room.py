@@ -34,13 +34,15 @@ class Room:
     Attributes:
         needed: by what it is for.
         checkpointed: whether that is with gradient checkpointing of all blocks.
-        card: bytes of the card; none where it is not known.
+        card: bytes of the card, the smallest of several; none where it is not known.
+        num_cards: that the denoiser's blocks are spread over; 1 where each card holds them by itself.
         advice: what to change where it does not fit.
     """
 
     needed: Footprint
     checkpointed: bool
     card: int | None
+    num_cards: int
     advice: str
 
     @property
@@ -51,11 +53,14 @@ class Room:
     def __str__(self) -> str:
         how = " with gradient checkpointing" if self.checkpointed else ""
         card = "" if self.card is None else f", of a card's {self.card / 1e9:.1f} GB"
-        return f"{self.needed}{how}{card}" + ("" if self.fits else f": too much; {self.advice}")
+        spread = f", the base spread over {self.num_cards} cards" if self.num_cards > 1 else ""
+        return f"{self.needed}{how}{card}{spread}" + ("" if self.fits else f": too much; {self.advice}")
 
 
 def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Sample]) -> Room:
     """What a recipe's training will take on the device, and of what.
+
+    Where `train.shard_base` is set and there are several cards, that is a training on all of them.
 
     Args:
         recipe: its settings.
@@ -68,22 +73,23 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
     """
     name = base.layout.denoiser
     shapes = shapes_of(base.layout.models[name], base.component(name))
-    work, card = largest_batch(recipe, family, samples), card_bytes(recipe)
-    asked = recipe.train.gradient_checkpointing
+    work, sizes, train = largest_batch(recipe, family, samples), cards(recipe), recipe.train
+    num_cards = max(len(sizes), 1)
 
-    def needed(*, checkpointed: bool) -> Footprint:
-        denoisers = footprint(recipe, family, shapes, work, checkpointed=checkpointed)
-        return with_encoders(denoisers, recipe, family, base)
+    def found(*, checkpointed: bool) -> Room:
+        denoisers = footprint(recipe, family, shapes, work, checkpointed=checkpointed, num_cards=num_cards)
+        return Room(
+            needed=with_encoders(denoisers, recipe, family, base),
+            checkpointed=checkpointed,
+            card=min(sizes, default=None),
+            num_cards=num_cards if train.shard_base else 1,
+            advice=next_saving(train, recipe.model.quantize, num_cards=num_cards),
+        )
 
-    found = Room(
-        needed(checkpointed=asked is True),
-        asked is True,
-        card,
-        next_saving(recipe.train, recipe.model.quantize),
-    )
-    if found.fits or asked != "auto":
-        return found
-    return Room(needed(checkpointed=True), True, card, found.advice)
+    asked = found(checkpointed=train.gradient_checkpointing is True)
+    if asked.fits or train.gradient_checkpointing != "auto":
+        return asked
+    return found(checkpointed=True)
 
 
 def largest_batch(recipe: Recipe, family: ModelFamily, samples: Iterable[Sample]) -> Workload:
@@ -95,15 +101,26 @@ def largest_batch(recipe: Recipe, family: ModelFamily, samples: Iterable[Sample]
     return Workload(recipe.train.batch_size, height // stride, width // stride)
 
 
-def next_saving(train: Train, quantize: Quantization) -> str:
-    """What to change first where a step does not fit: what costs least of quality and time."""
+def next_saving(train: Train, quantize: Quantization, *, num_cards: int = 1) -> str:
+    """What to change first where a step does not fit: what costs least of quality and time.
+
+    Args:
+        train: its settings.
+        quantize: what the base is kept in.
+        num_cards: of this machine, at least 1, that the base could be spread over.
+    """
     if train.gradient_checkpointing is False:
         return "set train.gradient_checkpointing: auto"
     if train.batch_size > 1:
         smaller, more = train.batch_size // 2, 2 * train.gradient_accumulation_steps
         return f"set train.batch_size: {smaller} and train.gradient_accumulation_steps: {more}"
+    if num_cards > 1 and not train.offload and not train.shard_base:
+        how = f"torchrun --nproc-per-node {num_cards} -m stages.train RECIPE"
+        return f"set train.shard_base: true and start `{how}`"
     if quantize == "none":
         return "set model.quantize: int8"
+    if train.shard_base:
+        return "set train.shard_base: false and train.offload: 1"
     if train.offload < 1:
         return f"set train.offload: {min(train.offload + _OFFLOAD_STEP, 1.0):g}"
     if quantize in _FINER:
@@ -111,12 +128,14 @@ def next_saving(train: Train, quantize: Quantization) -> str:
     return "lower datasets.resolution or network.linear, or set train.optimizer: adamw8bit"
 
 
-def card_bytes(recipe: Recipe) -> int | None:
-    """Bytes of the recipe's card: the smallest here, as its driver says; none where there is none."""
+def cards(recipe: Recipe) -> tuple[int, ...]:
+    """Bytes of each card that the recipe may train on: all that are here, as their driver says.
+
+    Empty where there is none, where it is not known, and where the recipe trains on another device.
+    """
     if recipe.device not in ("auto", "cuda") and not recipe.device.startswith("cuda:"):
-        return None
+        return ()
     if shutil.which(_QUERY[0]) is None:
-        return None
+        return ()
     asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=10, check=False)
-    sizes = [int(line) for line in asked.stdout.split() if line.isdigit()]
-    return min(sizes) * 2**20 if sizes else None
+    return tuple(int(line) * 2**20 for line in asked.stdout.split() if line.isdigit())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ from eridiff import families
 from eridiff.demo.architecture import build_denoiser_on_meta
 from eridiff.families.activations import Workload
 from eridiff.families.base import Conditioning, ModelFamily
-from eridiff.families.frozen.keep import blocks_of
+from eridiff.families.frozen.keep import Keep, Quantization, blocks_of, weight_bytes
 from eridiff.lora.forward import compute_in_input_precision
 from eridiff.lora.inject import inject, lora_state
 from eridiff.recipe import Dataset, Model, Network, Recipe, Train
 from eridiff.training import room as module
 from eridiff.training.footprint import CONTEXT_BYTES, num_trained
-from eridiff.training.room import Room, card_bytes, next_saving, room
+from eridiff.training.room import Room, cards, next_saving, room
 from eridiff.training.step import Batch, losses
 from tests.training.conftest import World
 
@@ -126,7 +128,7 @@ def room_of(world: World, **sections: Any) -> Room:
 
 
 def test_each_saving_saves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "card_bytes", lambda recipe: None)
+    monkeypatch.setattr(module, "cards", lambda recipe: ())
     plain = room_of(world)
     assert plain.fits
     assert not plain.checkpointed
@@ -146,10 +148,10 @@ def test_each_saving_saves(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_checkpointing_counts_where_it_would_come_on_by_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "card_bytes", lambda recipe: None)
+    monkeypatch.setattr(module, "cards", lambda recipe: ())
     plain, saved = room_of(world), room_of(world, train={"gradient_checkpointing": True})
     card = CONTEXT_BYTES + (plain.needed.total + saved.needed.total) // 2
-    monkeypatch.setattr(module, "card_bytes", lambda recipe: card)
+    monkeypatch.setattr(module, "cards", lambda recipe: (card, 2 * card))
     found = room_of(world)
     assert found.checkpointed
     assert found.fits
@@ -169,28 +171,74 @@ def test_advice_leads_from_one_saving_to_the_next_and_ends() -> None:
         (Train(offload=0.9), "int8", "train.offload: 1"),
         (Train(offload=1.0), "int8", "model.quantize: nf4"),
         (Train(offload=1.0), "nf4", "lower datasets.resolution"),
+        (Train(shard_base=True), "int8", "train.shard_base: false and train.offload: 1"),
     ]
     for settings, quantize, wanted in steps:
         assert wanted in next_saving(settings, quantize)  # pyright: ignore[reportArgumentType]
 
 
+def test_with_several_cards_the_base_is_to_be_spread_before_it_is_quantised() -> None:
+    assert "train.batch_size: 2" in next_saving(Train(batch_size=4), "none", num_cards=2)
+    quantizations: tuple[Quantization, ...] = ("none", "int8", "nf4")
+    for quantize in quantizations:
+        advice = next_saving(Train(), quantize, num_cards=2)
+        assert "set train.shard_base: true" in advice
+        assert "torchrun --nproc-per-node 2" in advice
+    for settings in (Train(shard_base=True), Train(offload=0.25)):
+        assert next_saving(settings, "none", num_cards=2) == "set model.quantize: int8"
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_each_card_keeps_its_part_of_a_spread_base_and_two_blocks_that_visit(
+    world: World, monkeypatch: pytest.MonkeyPatch, quantize: Quantization
+) -> None:
+    settings = {"model": {"quantize": quantize}, "train": {"shard_base": True}}
+    found = {}
+    for count in (0, 1, 2, 3):
+        monkeypatch.setattr(module, "cards", lambda recipe, count=count: (10**9,) * count)
+        found[count] = room_of(world, **settings)
+        assert found[count].num_cards == max(count, 1)
+        assert (f", the base spread over {count} cards" in str(found[count])) == (count > 1)
+    whole = room_of(world, model={"quantize": quantize})
+    away = room_of(world, model={"quantize": quantize}, train={"offload": 1.0}).needed
+    assert found[0].needed == found[1].needed == whole.needed, "one card alone holds the base whole"
+    assert whole.num_cards == 1, "other cards hold a base of their own"
+    name = world.base.layout.denoiser
+    shapes = module.shapes_of(world.base.layout.models[name], world.base.component(name))
+    sizes = weight_bytes(shapes, world.family.checkpoint.blocks, Keep(quantize), item_bytes=2)
+    blocks = sum(size for block, size in sizes.items() if block is not None)
+    for count in (2, 3):
+        part = math.ceil(blocks / count)
+        assert found[count].needed == replace(away, base=away.base + part)
+
+
+def test_advice_counts_the_cards_that_are_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"batch_size": 1}
+    for count, wanted in ((1, "set model.quantize: int8"), (2, "set train.shard_base: true")):
+        monkeypatch.setattr(module, "cards", lambda recipe, count=count: (CONTEXT_BYTES,) * count)
+        assert f"too much; {wanted}" in str(room_of(world, train=small))
+    monkeypatch.setattr(module, "cards", lambda recipe: (CONTEXT_BYTES,) * 2)
+    spread = room_of(world, train={**small, "shard_base": True})
+    assert "the base spread over 2 cards: too much; set model.quantize: int8" in str(spread)
+
+
 @pytest.mark.parametrize(
     ("device", "told", "wanted"),
     [
-        ("auto", "24564\n16384\n", 16384 * 2**20),
-        ("cuda:1", "24564\n", 24564 * 2**20),
-        ("auto", "", None),
-        ("cpu", "24564\n", None),
+        ("auto", "24564\n16384\n", (24564 * 2**20, 16384 * 2**20)),
+        ("cuda:1", "24564\n", (24564 * 2**20,)),
+        ("auto", "", ()),
+        ("cpu", "24564\n", ()),
     ],
 )
-def test_the_card_is_what_its_driver_says(
-    world: World, monkeypatch: pytest.MonkeyPatch, device: str, told: str, wanted: int | None
+def test_the_cards_are_what_their_driver_says(
+    world: World, monkeypatch: pytest.MonkeyPatch, device: str, told: str, wanted: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(
         module.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, stdout=told)
     )
-    assert card_bytes(recipe(world).model_copy(update={"device": device})) == wanted
+    assert cards(recipe(world).model_copy(update={"device": device})) == wanted
 
 
 def test_predicting_loads_no_torch() -> None:
