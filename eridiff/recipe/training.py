@@ -136,9 +136,9 @@ class Train(Section):
     half."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
-    attention: Literal["auto", "cudnn", "flash", "efficient", "math"] = "auto"
-    """Attention on a GPU; `auto` is the fastest that takes the tensors, on Hopper cuDNN's. Gradients are
-    checked before the first step, whichever it is."""
+    attention: Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"] = "auto"
+    """Attention on a GPU; `auto` is the fastest that takes the tensors, on Hopper cuDNN's. `flash3` and
+    `flash4` are packages to install. Gradients are checked before the first step, whichever it is."""
     ema_config: Ema = Ema()
     seed: int = 42
 

@@ -14,7 +14,13 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import (
+    SDPBackend,
+    activate_flash_attention_impl,
+    current_flash_attention_impl,
+    restore_flash_attention_impl,
+    sdpa_kernel,
+)
 
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
@@ -28,10 +34,18 @@ BACKENDS: Mapping[str, tuple[SDPBackend, ...]] = {
     "auto": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
     "cudnn": (SDPBackend.CUDNN_ATTENTION,),
     "flash": (SDPBackend.FLASH_ATTENTION,),
+    "flash3": (SDPBackend.FLASH_ATTENTION,),
+    "flash4": (SDPBackend.FLASH_ATTENTION,),
     "efficient": (SDPBackend.EFFICIENT_ATTENTION,),
     "math": (SDPBackend.MATH,),
 }
 """`train.attention` to the backends that may run, first choice first; see `backends` for `auto`."""
+
+INSTALLED: Mapping[str, tuple[str, str]] = {
+    "flash3": ("FA3", "flash-attn-3"),
+    "flash4": ("FA4", "flash-attn-4"),
+}
+"""Kernels that torch runs in the place of its FlashAttention-2: torch's name for them, and the package."""
 
 CUDNN_FIRST = (9, 0)
 """Compute capability from which `auto` asks cuDNN first: half to two thirds of Flash's time on Hopper."""
@@ -59,10 +73,10 @@ def attention(name: str) -> Iterator[None]:
     """A context in which attention runs on the `backends` of a name; backward passes belong inside, too.
 
     Raises:
-        ModelError: that backend cannot run what the denoiser asks of it.
+        ModelError: that backend is not installed, or cannot run what the denoiser asks of it.
     """
     try:
-        with sdpa_kernel(list(backends(name)), set_priority=True):
+        with _kernels(name), sdpa_kernel(list(backends(name)), set_priority=True):
             yield
     except RuntimeError as error:
         if not any(text in str(error) for text in NO_KERNEL):
@@ -73,6 +87,32 @@ def attention(name: str) -> Iterator[None]:
             found=str(error),
             fix="set train.attention: flash, efficient or math",
         ) from error
+
+
+@contextmanager
+def _kernels(name: str) -> Iterator[None]:
+    """A context in which torch runs the kernels of another package, where `name` is one of `INSTALLED`."""
+    if name not in INSTALLED:
+        yield
+        return
+    kernels, package = INSTALLED[name]
+    before = current_flash_attention_impl()
+    try:
+        activate_flash_attention_impl(kernels)
+    except (ImportError, RuntimeError) as error:
+        raise ModelError(
+            f"the attention backend {name!r} is not installed",
+            where="train.attention",
+            found=str(error),
+            fix=f"install {package} for this GPU and this torch, or set train.attention: auto",
+        ) from error
+    try:
+        yield
+    finally:
+        if before is None:
+            restore_flash_attention_impl()
+        else:
+            activate_flash_attention_impl(before)
 
 
 def check_gradients(

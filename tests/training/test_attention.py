@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
 import torch
+from torch.nn.attention import current_flash_attention_impl
 
 from eridiff.errors import ModelError
 from eridiff.recipe import Train
@@ -46,6 +49,36 @@ def test_a_recipe_names_any_backend() -> None:
     for name in BACKENDS:
         assert Train.model_validate({"attention": name}).attention == name
     assert set(get_args(Train.model_fields["attention"].annotation)) == set(BACKENDS)
+
+
+@pytest.mark.skipif(find_spec("flash_attn_interface") is not None, reason="FlashAttention-3 is installed")
+def test_kernels_that_are_not_installed_are_told_with_the_package() -> None:
+    with pytest.raises(ModelError, match=r"'flash3' is not installed(?s:.*)install flash-attn-3"):  # noqa: SIM117
+        with attention("flash3"):
+            pass
+    assert current_flash_attention_impl() is None
+
+
+def test_installed_kernels_run_inside_the_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Handle:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            events.append(f"+{name}")
+
+        def remove(self) -> None:
+            events.append(f"-{self.name}")
+
+    kernels = {name: partial(Handle, name) for name in ("FA3", "FA4")}
+    monkeypatch.setattr("torch.nn.attention._registry._FLASH_ATTENTION_IMPLS", kernels)
+    with attention("flash3"):
+        assert current_flash_attention_impl() == "FA3"
+        with attention("flash4"), attention("math"):
+            assert current_flash_attention_impl() == "FA4"
+        assert current_flash_attention_impl() == "FA3"
+    assert current_flash_attention_impl() is None
+    assert events == ["+FA3", "-FA3", "+FA4", "-FA4", "+FA3", "-FA3"]
 
 
 def test_the_backends_of_a_cpu_agree_with_plain_products(world: World) -> None:
