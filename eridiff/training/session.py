@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Order
 from eridiff.training.proof import prove
 from eridiff.training.shard import keep_share
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
@@ -147,6 +150,8 @@ def _load_denoiser(inputs: Inputs, processes: Processes, encoders: Encoders) -> 
         return denoiser, injected
 
     if not sharded:
+        if train.shard_base:
+            logger.info("One process on this machine: its device holds the base whole.")
         denoiser, injected = loaded()
         offload_blocks(denoiser, blocks, train.offload, device)
         return denoiser, injected
