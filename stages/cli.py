@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,11 +189,18 @@ def _plans(chosen: Recipe) -> list[dict[str, Any]]:
 
 
 def _show(report: StageReport, as_json: bool) -> None:
+    if not _speaks():
+        return
     if as_json:
         _print_json(report.as_dict())
         return
     for name, value in report.outputs.items():
         output.print(f"[bold]{name}[/]: {value}", soft_wrap=True)
+
+
+def _speaks() -> bool:
+    """Whether this process tells what is done: of those that torchrun started, the first does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_json(value: Any) -> None:
@@ -223,7 +231,7 @@ def log_to_terminal() -> None:
     handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     logger = logging.getLogger("eridiff")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if _speaks() else logging.WARNING)
     logger.propagate = False
 
 

@@ -128,8 +128,6 @@ def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
         if us.leads:
             write_facts(inputs, us.device)
             _make_latest(inputs.run)
-        else:
-            logger.setLevel(logging.WARNING)  # one voice
         session = open_session(inputs, us)
         with compiler_errors("train.compile"):
             outcome = train(session.job, us, _Hooks(session, us, stop, stack))

@@ -156,7 +156,7 @@ def _load_denoiser(inputs: Inputs, processes: Processes, encoders: Encoders) -> 
         offload_blocks(denoiser, blocks, train.offload, device)
         return denoiser, injected
     # One after the other: until a process has kept its part, system memory holds the whole base.
-    with held(inputs.run.folder / "loading.lock", "loading the base"):
+    with held(inputs.run.folder / "loading.lock", "its turn to load the base"):
         denoiser, injected = loaded()
         share = keep_share(denoiser, blocks, processes)
     share.open(processes)

@@ -322,6 +322,7 @@ def test_torchrun_with_two_processes_makes_one_run(root: tuple[Path, Path], shar
     process = start(path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
+    assert output.count("lora: ") == 1, "one process speaks"
     run = run_of(made)
     assert run.sealed
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == list(range(1, 7))
