@@ -267,7 +267,8 @@ def forward_flops(case: Case, family: ModelFamily, batch: Batch) -> float:
 def write_profile(step: Callable[[], object], path: Path) -> None:
     """Writes a table of the kernels of two steps, longest first."""
     with profile(
-        activities=[ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU]
+        activities=[ProfilerActivity.CUDA if DEVICE.type == "cuda" else ProfilerActivity.CPU],
+        acc_events=True,  # there is one cycle; torch 2.11 warns that it would forget those before
     ) as found:
         for _ in range(2):
             step()
