@@ -204,7 +204,7 @@ class ModelFamily(Protocol):
     ) -> torch.nn.Module:
         """The frozen denoiser, in training mode, without any text encoder or VAE.
 
-        Blocks that `keep` sends away lie in system memory; `training.offload` brings them when they run.
+        Blocks that `keep` sends away lie in system memory; `training.visiting` brings them when they run.
         """
         ...
 
