@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.cases import SINGLES, Case, random_batch
 from benchmarks.device import DEVICE, free, synchronize
-from benchmarks.random_bases import BASES, kept_denoiser
+from benchmarks.random_bases import BASES, NETWORK, adapt, kept_denoiser
 from benchmarks.rows import Row, shown
 from eridiff import families
 from eridiff.demo.architecture import build_denoiser_on_meta
@@ -31,8 +31,7 @@ from eridiff.families.activations import Workload
 from eridiff.families.base import ModelFamily
 from eridiff.families.frozen.keep import Keep, Quantization
 from eridiff.families.profiles import PROFILES, ProfileName
-from eridiff.lora.inject import inject, lora_state
-from eridiff.recipe import Dataset, Model, Network, Recipe, Train
+from eridiff.recipe import Dataset, Model, Recipe, Train
 from eridiff.training.attention import attention
 from eridiff.training.batches import StepBatches
 from eridiff.training.distributed import Processes
@@ -40,7 +39,6 @@ from eridiff.training.footprint import CONTEXT_BYTES, footprint
 from eridiff.training.offload import offload_blocks
 from eridiff.training.trainer import Trainer
 
-RANK = 16
 FIRST_STEPS = 4
 """Steps before the clock starts: in the first, blocks that stay away are not foreseen yet; a compiled one
 compiles in the first, and records in the third."""
@@ -164,10 +162,7 @@ def measured(trial: Trial, steps: int) -> Row:
     case = SINGLES[trial.recipe]
     family = families.get(BASES[trial.recipe][0], family_options(trial.recipe))
     denoiser = kept_denoiser(trial.recipe, trial.keep)
-    inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
-    parameters = lora_state(denoiser)
-    for parameter in parameters.values():
-        parameter.data = parameter.data.to(DEVICE)
+    parameters = adapt(trial.recipe, denoiser)
     offload_blocks(denoiser, family.checkpoint.blocks, trial.keep.offload, DEVICE)
     trainer = Trainer(family, denoiser, parameters, trial.train, Processes(rank=0, size=1, device=DEVICE))
     waiting = random_batch(case, family).each(torch.Tensor.cpu)
@@ -199,7 +194,7 @@ def predicted(trial: Trial, case: Case, family: ModelFamily) -> int:
         name="memory",
         model=Model(family=name, base="random", quantize=trial.quantize),
         datasets=(Dataset(folder_path=Path("none"), resolution=case.side_px),),
-        network=Network(linear=RANK, linear_alpha=RANK),
+        network=NETWORK,
         train=trial.train,
     )
     cells = case.side_px // family.latent.stride

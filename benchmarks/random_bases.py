@@ -18,6 +18,8 @@ from eridiff.families.attention.processors import CrossProcessor, FluxProcessor,
 from eridiff.families.feed_forward.geglu import use_one_pass
 from eridiff.families.frozen.keep import Keep, away, block_of, blocks_of
 from eridiff.families.frozen.linear import FrozenLinear, quantise_linears
+from eridiff.lora.inject import inject, lora_state
+from eridiff.recipe import Network
 
 PUBLISHED = BaseSize(
     vae=VaeSize(blocks=(128, 256, 512, 512), layers=2, norm_groups=32),
@@ -42,6 +44,7 @@ BASES = {
     "flux-dev": ("flux", PUBLISHED),
 }
 """Recipe to family and widths."""
+NETWORK = Network(linear=16, linear_alpha=16)
 PROCESSORS = {"sdxl": CrossProcessor, "sd35": JointProcessor, "flux": FluxProcessor}
 
 
@@ -131,6 +134,15 @@ def kept_denoiser(recipe: str, keep: Keep) -> nn.Module:
             path, _, leaf = key.rpartition(".")
             model.get_submodule(path)._buffers[leaf] = torch.zeros_like(buffer, device=DEVICE)
     return model.requires_grad_(False).train()
+
+
+def adapt(recipe: str, denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """Puts the LoRA that all benchmarks train into a denoiser; its parameters by name, on the device."""
+    inject(denoiser, NETWORK, families.get(BASES[recipe][0], {}), seed=0)
+    parameters = lora_state(denoiser)
+    for parameter in parameters.values():  # peft puts it beside weights that stay away
+        parameter.data = parameter.data.to(DEVICE)
+    return parameters
 
 
 def save(module: nn.Module, folder: Path) -> None:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from benchmarks.cases import SINGLES, random_batch
 from benchmarks.device import DEVICE, free, peak_memory, synchronize
-from benchmarks.random_bases import BASES, kept_denoiser
+from benchmarks.random_bases import BASES, adapt, kept_denoiser
 from benchmarks.rows import Row, shown
 from eridiff import families
 from eridiff.families.frozen.keep import Keep
-from eridiff.lora.inject import inject, lora_state
-from eridiff.recipe import Network, Train
+from eridiff.recipe import Train
 from eridiff.training.attention import attention
 from eridiff.training.batches import StepBatches
 from eridiff.training.distributed import Processes, processes
@@ -30,7 +29,6 @@ from eridiff.training.offload import offload_blocks
 from eridiff.training.shard import keep_share
 from eridiff.training.trainer import Trainer
 
-RANK = 16
 FIRST_STEPS = 4
 Base = Literal["whole", "sharded", "offloaded"]
 COLUMNS = ("recipe", "base", "compiled", "gpus", "ms", "images_per_s", "ratio", "peak_gb", "gradient_error")
@@ -80,10 +78,7 @@ def measured(options: argparse.Namespace, base: Base, us: Processes) -> tuple[Ro
     family = families.get(name, {})
     away = 0.0 if base == "whole" else 1.0
     denoiser = kept_denoiser(options.recipe, Keep("none", away))
-    inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
-    parameters = lora_state(denoiser)
-    for parameter in parameters.values():
-        parameter.data = parameter.data.to(us.device)
+    parameters = adapt(options.recipe, denoiser)
     if base == "sharded":
         keep_share(denoiser, family.checkpoint.blocks, us).open(us)
     else:

@@ -29,21 +29,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cases import CASES, Case, random_batch
 from benchmarks.device import DEVICE, free, matrix_rate, peak_memory, synchronize
-from benchmarks.random_bases import BASES, kept_denoiser, random_denoiser
+from benchmarks.random_bases import BASES, adapt, kept_denoiser, random_denoiser
 from benchmarks.rows import Row, shown
 from eridiff import families
 from eridiff.errors import ModelError
 from eridiff.families.base import ModelFamily
 from eridiff.families.frozen.keep import Keep
-from eridiff.lora.inject import inject, lora_state
-from eridiff.recipe import Network, Train
+from eridiff.recipe import Train
 from eridiff.training.attention import attention, check_gradients
 from eridiff.training.batches import StepBatches
 from eridiff.training.distributed import Processes
 from eridiff.training.step import Batch, losses
 from eridiff.training.trainer import Trainer
 
-RANK = 16
 FIRST_STEPS = 4
 """Steps before the clock starts: ours compiles in the first and records in the third."""
 LOOPS = ("eager, checkpointed", "eager", "eridiff")
@@ -203,10 +201,9 @@ def timed(build: Callable[[], Loop], settings: Settings, row: dict[str, Any]) ->
 def eager_loop(case: Case, family: ModelFamily, batch: Batch, *, checkpointed: bool) -> Loop:
     """The loop of diffusers' training scripts: `accelerator.autocast()`, peft, clip, fused AdamW."""
     denoiser: Any = random_denoiser(case.recipe).requires_grad_(False).train()
-    inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
+    parameters = list(adapt(case.recipe, denoiser).values())
     if checkpointed:
         denoiser.enable_gradient_checkpointing()
-    parameters = list(lora_state(denoiser).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     objective = family.objective
 
@@ -228,8 +225,7 @@ def eager_loop(case: Case, family: ModelFamily, batch: Batch, *, checkpointed: b
 def own_loop(case: Case, family: ModelFamily, batch: Batch, settings: Settings) -> Loop:
     """The step that `eridiff train` makes, its batch in pinned memory as the loader leaves it."""
     denoiser = kept_denoiser(case.recipe, Keep(case.quantize, 0))
-    inject(denoiser, Network(linear=RANK, linear_alpha=RANK), family, seed=0)
-    parameters = lora_state(denoiser)
+    parameters = adapt(case.recipe, denoiser)
     train = Train(
         batch_size=case.batch_size,
         steps=10_000,
