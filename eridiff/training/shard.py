@@ -8,6 +8,7 @@ like any others.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from eridiff.families.frozen.keep import blocks_of
 from eridiff.training.distributed import Processes
 from eridiff.training.stretch import Stretch
 from eridiff.training.visiting import let_visit
+
+logger = logging.getLogger(__name__)
 
 _ALIGNED = 64
 _DEVICE = 6
@@ -125,6 +128,8 @@ def _opened(handle: bytes, device: torch.device) -> Tensor:
     owner = arguments[_DEVICE]
     # Opened on its owner's device, memory would cost a context there; GPUs that reach each other need none.
     direct = torch.cuda.can_device_access_peer(device, owner)
+    if not direct:
+        logger.info("GPUs %s and %d do not reach each other: blocks come through the host.", device, owner)
     where = device.index if direct else owner
     return rebuild(*arguments[:_DEVICE], where, *arguments[_DEVICE + 1 :])
 
