@@ -62,6 +62,7 @@ def rows(options: argparse.Namespace, us: Processes) -> Iterator[Row]:
     us.wait()
     for base in options.base or get_args(Base):
         found, gradient = measured(options, base, us)
+        free()  # no process may end while another holds memory of its
         us.wait()
         if wanted is not None:
             ratio = found["images_per_s"] / alone["images_per_s"]

@@ -119,22 +119,30 @@ def _train(inputs: Inputs, stop: StopFlag) -> Outcome:
 
 
 def _train_on(device: torch.device, inputs: Inputs, stop: StopFlag) -> Outcome:
-    from eridiff.compiler_errors import compiler_errors
+    from eridiff.devices import free_memory
     from eridiff.training.distributed import processes
+
+    with processes(device) as us:
+        outcome = _train_among(us, inputs, stop)
+        free_memory()  # no process may end while another holds memory of its
+        us.wait()
+        return outcome
+
+
+def _train_among(us: Processes, inputs: Inputs, stop: StopFlag) -> Outcome:
+    from eridiff.compiler_errors import compiler_errors
     from eridiff.training.loop import train
     from eridiff.training.session import open_session, write_facts
 
-    with processes(device) as us, ExitStack() as stack:
-        if us.leads:
-            write_facts(inputs, us.device)
-            _make_latest(inputs.run)
-        session = open_session(inputs, us)
-        with compiler_errors("train.compile"):
-            outcome = train(session.job, us, _Hooks(session, us, stop, stack))
-        if us.leads:
-            _seal(inputs, outcome)
-        us.wait()
-        return outcome
+    if us.leads:
+        write_facts(inputs, us.device)
+        _make_latest(inputs.run)
+    session = open_session(inputs, us)
+    with ExitStack() as stack, compiler_errors("train.compile"):
+        outcome = train(session.job, us, _Hooks(session, us, stop, stack))
+    if us.leads:
+        _seal(inputs, outcome)
+    return outcome
 
 
 class _Hooks:

@@ -132,8 +132,7 @@ class Train(Section):
     other parts when the block computes. For a base that no GPU holds whole; changes no result."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the denoiser's blocks and record each shape's step as a CUDA graph; `auto` does so on a GPU for
-    100 steps or more, unless blocks are offloaded or sharded. Compiling takes half a minute to one and a
-    half."""
+    100 steps or more. Compiling takes half a minute to one and a half."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the frozen base and of its products; the LoRA is float32. (fp16 loses small gradients.)"""
     attention: Literal["auto", "cudnn", "flash", "flash3", "flash4", "efficient", "math"] = "auto"

@@ -22,7 +22,7 @@ from eridiff.training.graphs import Recorded
 from eridiff.training.recompute import recompute
 from eridiff.training.room import next_saving
 from eridiff.training.step import Batch, losses
-from eridiff.training.visiting import has_visitors
+from eridiff.training.visiting import carrier_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +54,18 @@ class Passes:
         self._settings = settings
         self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
-        visitors = has_visitors(denoiser)
-        if not visitors:  # what comes and goes does so layer by layer
+        self._carrier = carrier_of(denoiser)
+        if self._carrier is None:  # what comes and goes does so layer by layer
             join_projections(denoiser)
         dtype = DTYPES[settings.dtype]
         self._rounding = Rounding(lora_forwards(denoiser), flat.values, flat.gradients, dtype)
         if settings.gradient_checkpointing is True:
             recompute(denoiser)
-        # What comes and goes cannot be recorded, and waits for the bus: `auto` leaves it as it is.
-        wanted = False if visitors and settings.compile == "auto" else settings.compile
-        compiled = worth_compiling(wanted, device, num_items=settings.steps, break_even=BREAK_EVEN)
+        compiled = worth_compiling(settings.compile, device, num_items=settings.steps, break_even=BREAK_EVEN)
         if compiled:
             logger.info("Compiling: the first steps take half a minute to one and a half.")
             compile_blocks(denoiser, family.blocks)
-        # Weights that come and go do so by Python, which a recording leaves out.
-        recorded = compiled and device.type == "cuda" and not visitors
+        recorded = compiled and device.type == "cuda"
         self._recorded = Recorded(self._run, device) if recorded else None
 
     def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:
@@ -93,6 +90,7 @@ class Passes:
             self._save_memory(shortage)
 
     def _add(self, batch: Batch, factor: float) -> Tensor:
+        self._rest()  # after passes that were not this class's
         if self._recorded is not None:
             found = self._recorded(batch, factor)
         else:
@@ -101,10 +99,17 @@ class Passes:
         return found.weighted
 
     def _run(self, batch: Batch, factor: Tensor) -> Losses:
-        with self._rounding.ahead():
-            found = losses(self._family, self._denoiser, batch)
-            (found.weighted.sum() * factor).backward()
+        try:
+            with self._rounding.ahead():
+                found = losses(self._family, self._denoiser, batch)
+                (found.weighted.sum() * factor).backward()
+        finally:
+            self._rest()
         return Losses(found.weighted.detach(), found.plain.detach())
+
+    def _rest(self) -> None:
+        if self._carrier is not None:
+            self._carrier.rest()
 
     def _save_memory(self, shortage: str) -> None:
         torch.cuda.empty_cache()

@@ -6,7 +6,8 @@ inputs. Its backward pass computes the block again on a fresh copy of the weight
 long as autograd holds it. So gradients are those of a plain run, to the bit.
 
 The next block's weights travel on a stream of their own while a block computes; which one is next is learnt
-from the last pass, in either direction. At most two blocks' weights are on the device at once.
+from the last pass, in either direction. At most two blocks' weights are on the device at once. All this is
+work queued on the device: a CUDA graph of a pass brings them just so.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ def let_visit(modules: Sequence[nn.Module], homes: Sequence[Home], device: torch
         homes: one a block.
         device: where they compute. On a CPU weights are copied all the same.
     """
-    carrier = _Carrier(homes, device)
+    carrier = Carrier(homes, device)
     for number, module in enumerate(modules):
         module.forward = _Visiting(module.forward, carrier, number)
 
 
-def has_visitors(denoiser: nn.Module) -> bool:
-    """Whether any block's weights come and go."""
-    return any(map(recomputes_itself, denoiser.modules()))
+def carrier_of(denoiser: nn.Module) -> Carrier | None:
+    """What brings the weights of a denoiser's blocks; none where no block's weights come and go."""
+    forwards = (getattr(module, "forward", None) for module in denoiser.modules())
+    return next((forward.carrier for forward in forwards if isinstance(forward, _Visiting)), None)
 
 
 def recomputes_itself(module: object) -> bool:
@@ -72,8 +74,8 @@ def set_forward(block: nn.Module, forward: Callable[..., Any]) -> None:
 class _Visiting:
     """A block's forward pass with its weights brought for that time."""
 
-    def __init__(self, forward: Callable[..., Any], carrier: _Carrier, number: int) -> None:
-        self._forward, self._carrier, self._number = forward, carrier, number
+    def __init__(self, forward: Callable[..., Any], carrier: Carrier, number: int) -> None:
+        self._forward, self.carrier, self._number = forward, carrier, number
 
     def computes(self, forward: Callable[..., Any]) -> None:
         """Sets what it computes once the weights are there."""
@@ -86,7 +88,7 @@ class _Visiting:
         return self._visit(*inputs, **named)
 
     def _visit(self, *inputs: Any, **named: Any) -> Any:
-        stretch = self._carrier.bring(self._number)
+        stretch = self.carrier.bring(self._number)
         # Not by hooks: a recomputation is broken off by an exception once it has all that it was for.
         try:
             return self._forward(*inputs, **named)
@@ -94,7 +96,7 @@ class _Visiting:
             stretch.leave()
 
 
-class _Carrier:
+class Carrier:
     """Brings blocks' weights to the device, the next one ahead of time.
 
     Memory for a copy is taken on the computing stream, and the copying stream waits for the work that was
@@ -123,6 +125,16 @@ class _Carrier:
         stretch = self._homes[number].stretch
         stretch.enter(copy)
         return stretch
+
+    def rest(self) -> None:
+        """Ends a pass: nothing is on its way, and the next pass begins as this one did.
+
+        So a pass can be recorded as a CUDA graph, which must receive whatever it sends for.
+        """
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            self._received(coming)
+        self._foresight.rest()
 
     def _sent(self, number: int) -> _Parcel:
         home = self._homes[number]
@@ -167,3 +179,7 @@ class _Foresight:
         self._followed[self._recent] = number
         self._recent = (self._recent[1], number)
         return self._followed.get(self._recent)
+
+    def rest(self) -> None:
+        """Begins anew, with all that was learnt."""
+        self._recent = (None, None)

@@ -25,7 +25,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("how", [{}, {"shard_base": True}, {"offload": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"shard_base": True}, {"shard_base": True, "compile": True}, {"offload": 0.5}], ids=str
+)
 @pytest.mark.parametrize("family", ["sdxl", "flux"])
 def test_two_gpus_make_the_run_of_one(tmp_path: Path, family: str, how: dict[str, Any]) -> None:
     write_images(tmp_path / "images")

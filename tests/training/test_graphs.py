@@ -6,12 +6,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from eridiff.families import live
+from eridiff.families.frozen.keep import Keep
 from eridiff.families.live import LiveText
 from eridiff.recipe import Train
 from eridiff.training import graphs
 from eridiff.training.attention import attention
 from eridiff.training.batches import Batches, Draws, StepBatches
 from eridiff.training.distributed import Processes
+from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Draw
 from eridiff.training.step import Batch
 from eridiff.training.trainer import Trainer
@@ -36,11 +38,12 @@ def make_text(world: World, cuda: torch.device) -> tuple[LiveText, dict[str, nn.
 
 
 def weights_after(
-    world: World, compile: bool, *, with_text: bool = False, **settings: object
+    world: World, compile: bool, *, with_text: bool = False, offload: float = 0.0, **settings: object
 ) -> tuple[torch.Tensor, list[float]]:
     """Parameters and losses after steps on four shapes of batch, two of them in one step."""
     cuda = torch.device("cuda")
-    denoiser, parameters = make_denoiser(world, cuda, targets=PROJECTIONS)
+    denoiser, parameters = make_denoiser(world, cuda, keep=Keep(offload=offload), targets=PROJECTIONS)
+    offload_blocks(denoiser, world.family.checkpoint.blocks, offload, cuda)
     text = None
     if with_text:
         text, of_text = make_text(world, cuda)
@@ -61,6 +64,14 @@ def weights_after(
 def test_recorded_passes_learn_what_eager_ones_do(larger_world: World, checkpointed: bool) -> None:
     wanted, losses = weights_after(larger_world, False, gradient_checkpointing=checkpointed)
     found, told = weights_after(larger_world, True, gradient_checkpointing=checkpointed)
+    assert told == pytest.approx(losses, rel=1e-3)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_recorded_passes_fetch_blocks_that_are_away(larger_world: World, share: float) -> None:
+    wanted, losses = weights_after(larger_world, False)
+    found, told = weights_after(larger_world, True, offload=share)
     assert told == pytest.approx(losses, rel=1e-3)
     assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 

@@ -15,6 +15,7 @@ from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Draw
 from eridiff.training.passes import Passes
 from eridiff.training.step import Batch, losses
+from eridiff.training.visiting import Carrier
 from tests.training.conftest import CPU, PROJECTIONS, World, make_denoiser
 
 
@@ -84,6 +85,33 @@ def test_a_shortage_of_memory_turns_recomputing_on_once_and_is_told_the_second_t
         passes.fill([batch_of(any_world)], 2)
 
 
+def test_a_pass_that_breaks_off_receives_what_it_sent_for(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, *_ = make_passes(any_world, offload=1.0)
+    for _ in range(2):
+        passes.fill([batch_of(any_world)], 2)
+    sent, received = [], []
+    of_sent, of_received = Carrier._sent, Carrier._received
+
+    def noted(self: Any, number: int) -> Any:
+        sent.append(number)
+        if len(sent) == 3:
+            raise RuntimeError("broken off")
+        return of_sent(self, number)
+
+    def noted_received(self: Any, parcel: Any) -> Any:
+        received.append(parcel.number)
+        return of_received(self, parcel)
+
+    monkeypatch.setattr(Carrier, "_sent", noted)
+    monkeypatch.setattr(Carrier, "_received", noted_received)
+    with pytest.raises(RuntimeError, match="broken off"):
+        passes.fill([batch_of(any_world)], 2)
+    assert received == sent[:2]
+    passes.fill([batch_of(any_world)], 2)
+
+
 def test_checkpointing_that_was_refused_stays_off(any_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     passes, _, denoiser = make_passes(any_world, gradient_checkpointing=False)
 
@@ -98,9 +126,9 @@ def test_checkpointing_that_was_refused_stays_off(any_world: World, monkeypatch:
 
 @pytest.mark.parametrize(
     ("settings", "compiled"),
-    [({"steps": 100}, True), ({"steps": 99}, False), ({"steps": 100, "offload": 0.5}, False)],
+    [({"steps": 100}, True), ({"steps": 99}, False), ({"steps": 100, "compile": False}, False)],
 )
-def test_long_runs_that_keep_their_blocks_are_compiled_by_themselves(
+def test_long_runs_are_compiled_by_themselves(
     world: World, settings: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []

@@ -51,21 +51,21 @@ def test_gradients_are_those_of_a_plain_run_to_the_bit(
     denoiser, parameters = make_denoiser(world)
     wanted = gradients(world, denoiser, parameters, batch)
     # What lies at home is made useless, so that whoever computes with it instead of a copy is found out.
-    sent = module._Carrier._sent
+    sent = module.Carrier._sent
 
     def deciphered(self: Any, number: int) -> Any:
         parcel = sent(self, number)
         parcel.copy.bitwise_xor_(_BIT_FLIPS)
         return parcel
 
-    monkeypatch.setattr(module._Carrier, "_sent", deciphered)
+    monkeypatch.setattr(module.Carrier, "_sent", deciphered)
     blocks = blocks_of((name for name, _ in denoiser.named_modules()), world.family.checkpoint.blocks)
     assert offloaded(world, denoiser, share) == len(away(blocks, share)) > 0
     if checkpointed:
         recompute(denoiser)
     for name in away(blocks, share):
         forward: Any = denoiser.get_submodule(name).forward
-        forward._carrier._homes[forward._number]._memory.bitwise_xor_(_BIT_FLIPS)
+        forward.carrier._homes[forward._number]._memory.bitwise_xor_(_BIT_FLIPS)
     for _ in range(3):  # from the second pass on, blocks are sent for ahead of time
         assert equal(gradients(world, denoiser, parameters, batch), wanted)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_from_the_second_step_on_every_block_is_sent_for_ahead_and_once(
     for _ in range(2):
         gradients(world, denoiser, parameters, batch)
     events: list[tuple[str, int]] = []
-    sent, bring = module._Carrier._sent, module._Carrier.bring
+    sent, bring = module.Carrier._sent, module.Carrier.bring
 
     def noted_sent(self: Any, number: int) -> Any:
         events.append(("sent", number))
@@ -96,14 +96,37 @@ def test_from_the_second_step_on_every_block_is_sent_for_ahead_and_once(
         assert ready, f"block {number} had to be waited for"
         return bring(self, number)
 
-    monkeypatch.setattr(module._Carrier, "_sent", noted_sent)
-    monkeypatch.setattr(module._Carrier, "bring", noted_bring)
+    monkeypatch.setattr(module.Carrier, "_sent", noted_sent)
+    monkeypatch.setattr(module.Carrier, "bring", noted_bring)
     gradients(world, denoiser, parameters, batch)
     wanted = [number for what, number in events if what == "wanted"]
     assert sorted(wanted[:count]) == list(range(count))
     assert wanted[count:] == wanted[:count][::-1][: len(wanted) - count], "backward goes the other way"
     # The last block stays for its own backward pass, and the first, if it has one, for the next forward pass.
     assert sum(what == "sent" for what, _ in events) == len(wanted) - 1 - (len(wanted) == 2 * count)
+
+
+def test_a_pass_that_is_recorded_receives_all_that_it_sends(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of(any_world)
+    denoiser, parameters = make_denoiser(any_world)
+    offloaded(any_world, denoiser, 1.0)
+    carrier = module.carrier_of(denoiser)
+    assert carrier is not None
+    sent, passes = module.Carrier._sent, []
+
+    def noted(self: Any, number: int) -> Any:
+        passes[-1].append(number)
+        return sent(self, number)
+
+    monkeypatch.setattr(module.Carrier, "_sent", noted)
+    for _ in range(4):
+        passes.append([])
+        gradients(any_world, denoiser, parameters, batch)
+        carrier.rest()
+        assert carrier._coming is None
+    assert passes[2] == passes[3] == sorted(set(passes[3])) + sorted(set(passes[3]) - {max(passes[3])})[::-1]
 
 
 def test_trained_parameters_and_the_names_of_all_stay(any_world: World) -> None:
@@ -138,7 +161,7 @@ def test_a_pass_that_breaks_off_leaves_all_weights_at_home(
     monkeypatch.undo()
     for name in blocks:
         forward: Any = denoiser.get_submodule(name).forward
-        home = forward._carrier._homes[forward._number]
+        home = forward.carrier._homes[forward._number]
         ours, places = home._memory.untyped_storage().data_ptr(), home.stretch._places
         assert all(place.names[place.name] is place.tensor for place in places)
         assert all(place.tensor.untyped_storage().data_ptr() == ours for place in places)
