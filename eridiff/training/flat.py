@@ -7,11 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-ELEMENTWISE: frozenset[type[torch.optim.Optimizer]] = frozenset(
-    {torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD}
-)
-"""Optimizers that treat every number alike: its update depends on its own history and the settings alone."""
-
 
 class FlatParameters:
     """Flat float32 memory that every parameter and every parameter's `.grad` is a view of.

@@ -23,6 +23,15 @@ ALIASES: Mapping[str, str] = {
     "prodigy": "prodigyopt.Prodigy",
 }
 WHERE = "train.optimizer"
+_ELEMENTWISE = frozenset(
+    {
+        "torch.optim.adamw.AdamW",
+        "torch.optim.adam.Adam",
+        "torch.optim.sgd.SGD",
+        "bitsandbytes.optim.adamw.AdamW8bit",
+        "bitsandbytes.optim.adam.Adam8bit",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,16 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
             "not a torch optimizer", where=WHERE, found=path, wanted="a subclass of torch.optim.Optimizer"
         )
     return found
+
+
+def is_elementwise(kind: type[torch.optim.Optimizer]) -> bool:
+    """Whether an optimizer treats every number alike, of whichever parameter it is.
+
+    Its update depends on its own history and the settings alone; in 8 bits, also on the largest of the 256
+    that are rounded together. So all parameters can be one to it, which takes one launch where bitsandbytes
+    makes one for each, and waits for the device each time.
+    """
+    return f"{kind.__module__}.{kind.__qualname__}" in _ELEMENTWISE
 
 
 def _try_rates(

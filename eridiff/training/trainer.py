@@ -15,8 +15,8 @@ from eridiff.training.batches import StepBatches
 from eridiff.training.checkpoint import Checkpoint
 from eridiff.training.distributed import Processes
 from eridiff.training.ema import MovingAverage
-from eridiff.training.flat import ELEMENTWISE, FlatParameters
-from eridiff.training.optimizers import Group, build_optimizer, optimizer_class
+from eridiff.training.flat import FlatParameters
+from eridiff.training.optimizers import Group, build_optimizer, is_elementwise, optimizer_class
 from eridiff.training.passes import Passes
 from eridiff.training.rates import RateGroup, rate_groups
 from eridiff.training.schedules import rate_factor
@@ -182,7 +182,7 @@ class Trainer:
     def _trained(self, group: RateGroup) -> list[nn.Parameter]:
         """A group's parameters as the optimizer sees them: as one where it treats every number alike."""
         members = list(group.parameters.values())
-        if optimizer_class(self._settings.optimizer) not in ELEMENTWISE:
+        if not is_elementwise(optimizer_class(self._settings.optimizer)):
             return members
         return [self._flat.as_one(list(group.parameters))]
 
