@@ -124,5 +124,9 @@ class Passes:
             "A training step does not fit into the device's memory.",
             where="train",
             found=shortage,
-            fix=next_saving(self._settings, quantization_of(self._denoiser)),
+            fix=next_saving(
+                self._settings,
+                quantization_of(self._denoiser),
+                num_cards=max(torch.cuda.device_count(), 1),
+            ),
         )

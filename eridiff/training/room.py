@@ -73,8 +73,10 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
     """
     name = base.layout.denoiser
     shapes = shapes_of(base.layout.models[name], base.component(name))
-    work, sizes, train = largest_batch(recipe, family, samples), cards(recipe), recipe.train
-    num_cards = max(len(sizes), 1)
+    sizes, train = cards(recipe), recipe.train
+    num_here = max(len(sizes), 1)
+    num_cards = num_here if train.shard_base else 1
+    work = largest_batch(recipe, family, samples, num_cards=num_cards)
 
     def found(*, checkpointed: bool) -> Room:
         denoisers = footprint(recipe, family, shapes, work, checkpointed=checkpointed, num_cards=num_cards)
@@ -82,8 +84,8 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
             needed=with_encoders(denoisers, recipe, family, base),
             checkpointed=checkpointed,
             card=min(sizes, default=None),
-            num_cards=num_cards if train.shard_base else 1,
-            advice=next_saving(train, recipe.model.quantize, num_cards=num_cards),
+            num_cards=num_cards,
+            advice=next_saving(train, recipe.model.quantize, num_cards=num_here),
         )
 
     asked = found(checkpointed=train.gradient_checkpointing is True)
@@ -92,16 +94,18 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
     return found(checkpointed=True)
 
 
-def largest_batch(recipe: Recipe, family: ModelFamily, samples: Iterable[Sample]) -> Workload:
-    """The batch of the largest bucket."""
+def largest_batch(
+    recipe: Recipe, family: ModelFamily, samples: Iterable[Sample], *, num_cards: int
+) -> Workload:
+    """What one of the cards computes of a batch of the largest bucket."""
     sides = {(sample.bucket_height, sample.bucket_width) for sample in samples}
     sides = sides or {(dataset.resolution, dataset.resolution) for dataset in recipe.datasets}
     height, width = max(sides, key=lambda side: side[0] * side[1])
     stride = family.latent.stride
-    return Workload(recipe.train.batch_size, height // stride, width // stride)
+    return Workload(-(-recipe.train.batch_size // num_cards), height // stride, width // stride)
 
 
-def next_saving(train: Train, quantize: Quantization, *, num_cards: int = 1) -> str:
+def next_saving(train: Train, quantize: Quantization, *, num_cards: int) -> str:
     """What to change first where a step does not fit: what costs least of quality and time.
 
     Args:

@@ -174,7 +174,7 @@ def test_advice_leads_from_one_saving_to_the_next_and_ends() -> None:
         (Train(shard_base=True), "int8", "train.shard_base: false and train.offload: 1"),
     ]
     for settings, quantize, wanted in steps:
-        assert wanted in next_saving(settings, quantize)  # pyright: ignore[reportArgumentType]
+        assert wanted in next_saving(settings, quantize, num_cards=1)  # pyright: ignore[reportArgumentType]
 
 
 def test_with_several_cards_the_base_is_to_be_spread_before_it_is_quantised() -> None:
@@ -200,7 +200,8 @@ def test_each_card_keeps_its_part_of_a_spread_base_and_two_blocks_that_visit(
         assert found[count].num_cards == max(count, 1)
         assert (f", the base spread over {count} cards" in str(found[count])) == (count > 1)
     whole = room_of(world, model={"quantize": quantize})
-    away = room_of(world, model={"quantize": quantize}, train={"offload": 1.0}).needed
+    # Of a batch of two, each card computes one sample.
+    away = room_of(world, model={"quantize": quantize}, train={"offload": 1.0, "batch_size": 1}).needed
     assert found[0].needed == found[1].needed == whole.needed, "one card alone holds the base whole"
     assert whole.num_cards == 1, "other cards hold a base of their own"
     name = world.base.layout.denoiser
