@@ -85,6 +85,10 @@ class ModelError(EridiffError):
     exit_code = 5
 
 
+class DoesNotFit(ModelError):  # noqa: N818 - a state of the device, not a fault in a file
+    """The device has too little memory for what the recipe asks; smaller batches may fit."""
+
+
 class Interrupted(EridiffError):  # noqa: N818 - a request that was obeyed, not a fault
     """The user or the system asked to stop; everything finished so far is saved."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eridiff.devices import free_memory
-from eridiff.errors import ModelError
+from eridiff.errors import DoesNotFit
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Batcher:
             start: starts the encoding of some items, and returns what waits for their outputs.
 
         Raises:
-            ModelError: not even one item fits into memory.
+            DoesNotFit: not even one item fits into memory.
         """
         started: deque[list[Callable[[], Sequence[Output]]]] = deque()
         for batch in batches:
@@ -77,7 +77,7 @@ class Batcher:
         # Whatever the batch's own size was: it may have been filled up to the whole one.
         free_memory()
         if self.batch_size == 1:
-            raise ModelError(
+            raise DoesNotFit(
                 "The device has too little memory to encode a single item.",
                 found=reason.partition("\n")[0],
                 fix="free its memory, use a smaller resolution, or lower precompute.tile_above_px",

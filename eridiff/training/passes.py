@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eridiff.devices import DTYPES, worth_compiling
 from eridiff.diffusion.objectives import Losses
-from eridiff.errors import ModelError
+from eridiff.errors import DoesNotFit
 from eridiff.families.base import ModelFamily
 from eridiff.families.frozen.linear import quantization_of
 from eridiff.lora.forward import compute_in_input_precision, join_projections, lora_forwards
@@ -78,7 +78,7 @@ class Passes:
             The loss of each sample of each batch.
 
         Raises:
-            ModelError: the step does not fit into memory.
+            DoesNotFit: the step needs more memory than there is.
         """
         while True:
             try:
@@ -120,7 +120,7 @@ class Passes:
             recompute(self._denoiser)
             self._may_recompute = False
             return
-        raise ModelError(
+        raise DoesNotFit(
             "A training step does not fit into the device's memory.",
             where="train",
             found=shortage,
