@@ -65,8 +65,8 @@ def _retrain(config: str, settings: tasks.Settings, *, parts: int, workers: Work
     if publish.plan(recipe).complete:
         return _nothing_new(recipe)
     if publish.judged(recipe) is None:
-        settings = settings | _start(recipe)
-        run_stages(config, settings, parts=parts, workers=workers)
+        started = settings | _start(recipe)
+        settings = run_stages(config, started, parts=parts, workers=workers).settings
     outputs = tasks.publish(config, settings)["outputs"]
     artifacts.show_verdict(recipe, outputs)
     events.lora_judged(recipe, config, outputs)

@@ -7,7 +7,7 @@ from typing import Any
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from eridiff.errors import EridiffError, Unreachable
+from eridiff.errors import DoesNotFit, EridiffError, Unreachable
 from eridiff.recipe import Recipe
 
 RETRIES = 2
@@ -28,15 +28,22 @@ def retry_if_it_may_pass(_task: Task[..., Any], _run: TaskRun, state: State) -> 
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory; known by name, since flows never import torch."""
-    return any(type(cause).__name__ == "OutOfMemoryError" for cause in _causes(error))
+    """Whether a device had too little memory; torch's error by its name, since flows never import it."""
+    return any(
+        isinstance(cause, DoesNotFit) or type(cause).__name__ == "OutOfMemoryError"
+        for cause in _causes(error)
+    )
 
 
 def smaller_batches(stage: str, recipe: Recipe) -> dict[str, int]:
-    """Overrides that need less memory for the same result; empty where batches are as small as can be.
+    """Overrides that need less memory; empty where no batch can be halved.
 
-    A training batch is halved and accumulated twice, so that a step still sees as many samples.
+    A training batch is halved and accumulated twice: a step sees as many samples, though other ones, since
+    batches are cut otherwise. So it is another run, which begins anew. Batches of grids and of the hold-out
+    decide nothing; precompute halves its own.
     """
+    if stage == "precompute":
+        return {}
     if stage == "train":
         if recipe.train.batch_size % 2:
             return {}
@@ -45,13 +52,10 @@ def smaller_batches(stage: str, recipe: Recipe) -> dict[str, int]:
             "train.gradient_accumulation_steps": 2 * recipe.train.gradient_accumulation_steps,
         }
     sizes = {
-        "precompute.latent_batch_size": recipe.precompute.latent_batch_size,
-        "precompute.text_batch_size": recipe.precompute.text_batch_size,
         "sample.batch_size": recipe.sample.batch_size,
         "validation.batch_size": recipe.validation.batch_size,
     }
-    sections = ("precompute",) if stage == "precompute" else ("sample", "validation")
-    return {key: size // 2 for key, size in sizes.items() if size > 1 and key.split(".")[0] in sections}
+    return {key: size // 2 for key, size in sizes.items() if size > 1}
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

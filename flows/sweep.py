@@ -80,8 +80,8 @@ def combinations(values: Values) -> Iterator[tuple[str, dict[str, Any]]]:
 def _sweep(config: str, settings: dict[str, Any], values: Values) -> dict[str, str]:
     works: dict[str, Work] = {}
     for name, chosen in combinations(values):
-        run_stages(config, settings | chosen)
-        works[name] = _work(pipeline.load_recipe(Path(config), settings | chosen))
+        ended = run_stages(config, settings | chosen)
+        works[name] = _work(pipeline.load_recipe(Path(config), ended.settings))
     losses = {name: _loss(work) for name, work in works.items()}
     recipe = next(iter(works.values())).recipe
     sheet = draw_sweep(works, recipe.storage.runs / recipe.name / "sweep.png")

@@ -9,6 +9,8 @@ Under a server: `prefect deployment run train-lora/manual -p config=configs/demo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,14 +54,28 @@ def train_lora(
     settings = as_settings(overrides)
     with stage_logs():
         return orderly(
-            lambda: run_stages(config, settings, parts=parts, workers=workers), time_limit_s=time_limit_s
+            lambda: _result(run_stages(config, settings, parts=parts, workers=workers)),
+            time_limit_s=time_limit_s,
         )
 
 
-def run_stages(
-    config: str, settings: dict[str, Any], *, parts: int = 1, workers: Workers = "here"
-) -> dict[str, str] | State[dict[str, str]]:
-    """The stages of a recipe in order, inside a flow; a finished one costs a look."""
+@dataclass(frozen=True)
+class Ended:
+    """How a recipe's stages ended.
+
+    Attributes:
+        outputs: what was made and found, by name.
+        settings: those that lead to it: with smaller batches, and so to another run, where memory ran out.
+        idle: whether every stage was finished before.
+    """
+
+    outputs: Mapping[str, str]
+    settings: tasks.Settings
+    idle: bool
+
+
+def run_stages(config: str, settings: tasks.Settings, *, parts: int = 1, workers: Workers = "here") -> Ended:
+    """Runs the stages of a recipe in order, inside a flow; a finished one costs a look."""
     recipe = pipeline.load_recipe(Path(config), settings)
     reports: dict[str, tasks.Report] = {}
     for name in pipeline.NAMES:
@@ -80,9 +96,17 @@ def run_stages(
     if not reports:
         get_run_logger().info("Nothing to do: every stage of %s is finished.", config)
         found = pipeline.recorded(recipe, pipeline.NAMES[-1]).get("outputs", {})
-        return Completed(message="Nothing to do: every stage is finished.", data=found)
+        return Ended(found, settings, idle=True)
     artifacts.show_results(recipe, reports)
-    return {name: value for report in reports.values() for name, value in report["outputs"].items()}
+    outputs = {name: value for report in reports.values() for name, value in report["outputs"].items()}
+    return Ended(outputs, settings, idle=False)
+
+
+def _result(ended: Ended) -> dict[str, str] | State[dict[str, str]]:
+    outputs = dict(ended.outputs)
+    if ended.idle:
+        return Completed(message="Nothing to do: every stage is finished.", data=outputs)
+    return outputs
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def run(recipe: Recipe) -> StageReport:
         DataError: nothing was ingested.
         StoreError: the run is not finished, an embedding is missing, or the disk is full.
         ModelError: the base or a LoRA file is missing or does not fit.
-        RecipeError: the metric cannot be imported, or gives no number.
+        RecipeError: the metric cannot be imported, or gives no number; or network.init_from is missing.
         Interrupted: the process was asked to stop; what was made is kept.
     """
     started = time.monotonic()
@@ -87,7 +87,7 @@ def run(recipe: Recipe) -> StageReport:
 def _finished_work(recipe: Recipe) -> Work:
     snapshot = current_snapshot(recipe)
     run = inputs_of(recipe, snapshot).run
-    if not run.sealed:
+    if not run.finished:
         raise StoreError(
             "There is no finished training to evaluate.",
             where=run.folder,

@@ -83,13 +83,23 @@ def judged(recipe: Recipe) -> Version | None:
 def made_of(recipe: Recipe) -> str:
     """A digest of what a LoRA of this recipe is made of now: the dataset and all settings that decide it.
 
-    A champion that training starts from is left out: each promotion would ask for another training.
+    A champion that training starts from is left out: each promotion would ask for another training. So is how
+    a step's samples are cut into batches: where memory ran out they were cut smaller than the recipe says.
 
     Raises:
         DataError: nothing was ingested.
     """
-    network = recipe.network.model_copy(update={"init_from": None})
-    plain = recipe.model_copy(update={"network": network})
+    train = recipe.train
+    together = {
+        "batch_size": train.batch_size * train.gradient_accumulation_steps,
+        "gradient_accumulation_steps": 1,
+    }
+    plain = recipe.model_copy(
+        update={
+            "network": recipe.network.model_copy(update={"init_from": None}),
+            "train": train.model_copy(update=together),
+        }
+    )
     run_id = inputs_of(plain, current_snapshot(recipe)).run.id
     return digest_json({"run": run_id, "start_from": recipe.retrain.start_from})
 
@@ -101,7 +111,7 @@ def _duel(recipe: Recipe, registry: Registry) -> Duel:
 
 def _finished_run(recipe: Recipe, snapshot: Snapshot) -> Run:
     run = inputs_of(recipe, snapshot).run
-    if not run.sealed:
+    if not run.finished:
         raise StoreError(
             "There is no finished training to publish.",
             where=run.folder,

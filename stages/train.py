@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eridiff.encoding.live import explained
@@ -50,6 +51,7 @@ def plan(recipe: Recipe) -> StagePlan:
 
     Raises:
         ModelError: the base lacks the denoiser.
+        RecipeError: network.init_from is missing.
     """
     steps = recipe.train.steps
     try:
@@ -57,7 +59,7 @@ def plan(recipe: Recipe) -> StagePlan:
     except DataError:
         memory = str(_room(recipe, ()))
         return StagePlan("train", 0, steps, details={"images": "not ingested yet", "memory": memory})
-    if _finished(inputs.run):
+    if inputs.run.finished:
         return StagePlan("train", steps, 0)
     made = max(steps_in(inputs.run), default=0)
     details: dict[str, Any] = {
@@ -82,21 +84,25 @@ def run(recipe: Recipe) -> StageReport:
         StoreError: latents or embeddings are missing or damaged, the disk is full, or another job is at this
             run and torchrun's processes cannot wait.
         ModelError: the base is missing or does not fit, or the loss is not finite.
-        RecipeError: an optimizer or tracker is not installed, or targets match nothing.
+        RecipeError: an optimizer or tracker is not installed, targets match nothing, or network.init_from is
+            missing.
         Interrupted: the process was asked to stop; a checkpoint was saved.
     """
     started = time.monotonic()
     inputs = inputs_of(recipe, current_snapshot(recipe))
-    if not _finished(inputs.run):
+    run = inputs.run
+    if not run.finished:
         if said := explained(recipe):
             logger.info("Text encoders: %s.", said)
-        with stopping() as stop, _turn(inputs.run):
-            if not _finished(inputs.run):  # another process may have made it while this one waited
+        with stopping() as stop, _turn(run):
+            if not run.finished:  # another process may have made it while this one waited
+                before = _files(run)
                 outcome = _train(inputs, stop)
-                return _report(inputs, started, steps_made=outcome.steps - outcome.resumed_from)
-    logger.info("Nothing to train: %s is finished.", inputs.run.folder)
-    _make_latest(inputs.run)
-    return _report(inputs, started, steps_made=0)
+                made = outcome.steps - outcome.resumed_from
+                return _report(inputs, started, steps_made=made, bytes_written=_bytes_new(run, before))
+    logger.info("Nothing to train: %s is finished.", run.folder)
+    _make_latest(run)
+    return _report(inputs, started, steps_made=0, bytes_written=0)
 
 
 def _turn(run: Run) -> AbstractContextManager[None]:
@@ -177,8 +183,13 @@ class _Hooks:
 
 
 def _seal(inputs: Inputs, outcome: Outcome) -> None:
-    """Writes the seal; LoRA files of steps at which the run was only interrupted go first."""
+    """Writes the seal; LoRA files of steps at which the run was only interrupted go first.
+
+    Where no step was left to make, what an earlier process found still holds.
+    """
     run, recipe = inputs.run, inputs.recipe
+    earlier = run.read_seal() if run.sealed else {}
+    difference = outcome.attention_difference
     for path in run.lora.glob(f"{run.name}-*.safetensors"):
         step = re.fullmatch(r"-(\d{6,})", path.stem.removeprefix(run.name))
         if step and int(step[1]) % recipe.save.save_every:
@@ -189,16 +200,11 @@ def _seal(inputs: Inputs, outcome: Outcome) -> None:
             "steps": outcome.steps,
             "lora": run.lora_file().name,
             "lora_tensors": digest_tensors(run.lora_file()),
-            "numbers": dict(outcome.last),
-            "attention_difference": outcome.attention_difference,
+            "numbers": dict(outcome.last) or run.last_numbers(),
+            "attention_difference": earlier.get("attention_difference") if difference is None else difference,
             "provenance": inputs.provenance,
         }
     )
-
-
-def _finished(run: Run) -> bool:
-    """Whether the run ended and its file is still there; a file that was deleted is exported again."""
-    return run.sealed and run.lora_file().exists()
 
 
 def _make_latest(run: Run) -> None:
@@ -206,7 +212,18 @@ def _make_latest(run: Run) -> None:
         run.make_latest()
 
 
-def _report(inputs: Inputs, started: float, *, steps_made: int) -> StageReport:
+def _files(run: Run) -> dict[Path, tuple[int, int]]:
+    """The size and the time of the last change of each file of a run, by its path."""
+    found = {path: path.stat() for path in run.folder.rglob("*") if path.is_file()}
+    return {path: (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+def _bytes_new(run: Run, before: Mapping[Path, tuple[int, int]]) -> int:
+    """Bytes of those files of a run that are new or were changed."""
+    return sum(state[0] for path, state in _files(run).items() if before.get(path) != state)
+
+
+def _report(inputs: Inputs, started: float, *, steps_made: int, bytes_written: int) -> StageReport:
     run = inputs.run
     numbers = run.read_seal()["numbers"] if run.sealed else {}
     shown = {key: f"{numbers[key]:.4g}" for key in ("loss", "ms_per_step", "peak_gpu_gb") if key in numbers}
@@ -216,9 +233,7 @@ def _report(inputs: Inputs, started: float, *, steps_made: int) -> StageReport:
         reused=inputs.recipe.train.steps - steps_made,
         quarantined=0,
         seconds=time.monotonic() - started,
-        bytes_written=sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
-        if steps_made
-        else 0,
+        bytes_written=bytes_written,
         outputs={"run": str(run.folder), "lora": str(run.lora_file()), **shown},
     )
 

@@ -39,6 +39,19 @@ class Recipe(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
+    @field_validator("network")
+    @classmethod
+    def _starts_from_a_whole_base(cls, network: Network, info: ValidationInfo) -> Network:
+        model = info.data.get("model")
+        if network.starts_from_weights and model is not None and model.quantize != "none":
+            raise PydanticCustomError(
+                "contradiction",
+                "init: kaiming where model.quantize, or a profile, keeps the base in {quantize}; "
+                "or model.quantize: none",
+                {"quantize": model.quantize},
+            )
+        return network
+
     @field_validator("retrain")
     @classmethod
     def _retrains_from_one_start(cls, retrain: Retrain, info: ValidationInfo) -> Retrain:

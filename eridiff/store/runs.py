@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,11 @@ class Run:
         """Whether the training ended and everything of it is on disk."""
         return (self.folder / "seal.json").exists()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training ended and its LoRA is still there; one that was deleted is exported again."""
+        return self.sealed and self.lora_file().exists()
+
     def seal(self, content: Mapping[str, Any]) -> None:
         """Writes the seal, the last thing of a run."""
         write_json(self.folder / "seal.json", dict(content))
@@ -82,7 +88,15 @@ class Run:
         Raises:
             StoreError: the run is not sealed, or the seal is damaged.
         """
-        return read_json(self.folder / "seal.json", fix="run `eridiff train` with this recipe")
+        return read_json(
+            self.folder / "seal.json", fix="delete it and run `eridiff train` with this recipe again"
+        )
+
+    def last_numbers(self) -> dict[str, float]:
+        """What the last line of a finished training's metrics says; nothing where they were deleted."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        last: dict[str, float] = json.loads(lines[-1]) if lines else {}
+        return {name: value for name, value in last.items() if name != "step"}
 
     def make_latest(self) -> None:
         """Makes this the run that its name means."""

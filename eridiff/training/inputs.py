@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from eridiff import __version__
 from eridiff.encoding.live import cached_encoders, trained_encoders
 from eridiff.encoding.spaces import Space, base_of, family_of, latent_space, text_space, workspace
 from eridiff.encoding.wanted import usable_samples
+from eridiff.errors import RecipeError
 from eridiff.recipe import Recipe
 from eridiff.store.files import FileDigests, digest_json
 from eridiff.store.runs import Run
@@ -126,10 +128,10 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
 
     Raises:
         ModelError: the base lacks the denoiser.
+        RecipeError: the LoRA to start from is missing.
     """
     digests = FileDigests(workspace(recipe).digests)
     base, latents, text = base_of(recipe), latent_space(recipe), text_space(recipe)
-    start = recipe.network.init_from
     return Inputs(
         recipe=recipe,
         snapshot=snapshot.id,
@@ -140,8 +142,21 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
             name: sorted(digests.digest(path) for path in base.files(name))
             for name in family_of(recipe).parts.denoiser
         },
-        start=digests.digest(start, digest_tensors) if start else None,
+        start=_digest_of_start(recipe.network.init_from, digests),
     )
+
+
+def _digest_of_start(path: Path | None, digests: FileDigests) -> str | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise RecipeError(
+            "There is no such LoRA to start from.",
+            where="network.init_from",
+            found=path,
+            fix="give the path of a LoRA file, seen from the project's folder; or leave the key out",
+        )
+    return digests.digest(path, digest_tensors)
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

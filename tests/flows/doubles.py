@@ -24,6 +24,10 @@ device: cpu
 """
 
 
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names it."""
+
+
 @dataclass
 class Doubles:
     """Stages that are done once their name stands in `done`, and do what `acts` says when they run."""
@@ -66,6 +70,17 @@ class DoubleStage:
             Image.new("RGB", (1280, 640), "tan").save(grid)
             return {"grid": str(grid)}
         return {}
+
+
+def failing(*errors: Exception) -> Callable[[Recipe], None]:
+    """What raises each of `errors` once, and then nothing."""
+    waiting = list(errors)
+
+    def act(_recipe: Recipe) -> None:
+        if waiting:
+            raise waiting.pop(0)
+
+    return act
 
 
 def recorded(folder: Path, stage: str) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from eridiff.errors import DoesNotFit
 from eridiff.recipe import Recipe
 from eridiff.registry import Registry, Verdict
 from flows.retrain import retrain
 from stages import ingest, publish
 from stages.stage import StagePlan, StageReport
 from tests import lorafiles
-from tests.flows.doubles import Doubles
+from tests.flows.doubles import Doubles, failing
 
 MADE_OF = "made of these images"
 
@@ -29,8 +30,8 @@ def judging(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> Doubles:
     """Doubles of all stages; `publish` promotes whatever it is given, once."""
     registry = Registry(doubles.folder / "registry", "double")
 
-    def judge(_recipe: Recipe) -> StageReport:
-        doubles.calls.append(("publish",))
+    def judge(recipe: Recipe) -> StageReport:
+        doubles.calls.append(("publish", recipe.train.batch_size))
         registry.add(verdict(doubles.folder), keep=2, serve=None)
         outputs = {"verdict": "promoted: lower", "version": "1"}
         return StageReport("publish", 1, 0, 0, 0.1, 0, outputs)
@@ -80,6 +81,18 @@ def test_a_training_that_nobody_judged_yet_is_only_judged(judging: Doubles) -> N
     judging.done |= {"ingest", "precompute", "train", "evaluate"}
     retrain(judging.config)
     assert names(judging) == ["publish"]
+
+
+def test_what_was_trained_with_a_smaller_batch_is_what_is_judged(judging: Doubles) -> None:
+    judging.done |= {"ingest", "precompute"}
+    judging.acts["train"] = failing(DoesNotFit("A training step does not fit."))
+    retrain(judging.config)
+    assert [call[:2] for call in judging.calls] == [
+        ("train", 4),
+        ("train", 2),
+        ("evaluate", 2),
+        ("publish", 2),
+    ]
 
 
 @pytest.mark.parametrize(("start_from", "warm"), [("scratch", False), ("champion", True)])

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from eridiff.errors import RecipeError
+from eridiff.errors import DoesNotFit, RecipeError
+from eridiff.recipe import Recipe
 from flows.sweep import combinations, sweep
+from tests.flows.doubles import Doubles, failing
 from tests.flows.project import make_base, make_project
 
 
@@ -22,6 +25,28 @@ def test_every_combination_has_a_name() -> None:
 def test_what_the_cache_depends_on_cannot_be_swept(values: dict[str, list[object]]) -> None:
     with pytest.raises(RecipeError, match="cannot be swept"):
         list(combinations(values))
+
+
+def test_runs_are_compared_that_were_trained_with_a_smaller_batch(
+    doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass
+    class NoHoldout:
+        recipe: Recipe
+        subjects: tuple[()] = ()
+
+    compared: list[tuple[int, int]] = []
+
+    def work(recipe: Recipe) -> NoHoldout:
+        compared.append((recipe.network.linear, recipe.train.batch_size))
+        return NoHoldout(recipe)
+
+    monkeypatch.setattr("flows.sweep._work", work)
+    monkeypatch.setattr("flows.sweep.draw_sweep", lambda *_: None)
+    doubles.done |= {"ingest", "precompute"}
+    doubles.acts["train"] = failing(DoesNotFit("A training step does not fit."))
+    sweep(doubles.config, {"network.linear": [8]})
+    assert compared == [(8, 2)]
 
 
 @pytest.mark.slow

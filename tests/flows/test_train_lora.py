@@ -11,11 +11,11 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
-from eridiff.errors import DataError, Interrupted
+from eridiff.errors import DataError, DoesNotFit, Interrupted
 from eridiff.recipe import Recipe
 from flows.train_lora import train_lora
 from stages.stage import stopping
-from tests.flows.doubles import Doubles, recorded
+from tests.flows.doubles import Doubles, OutOfMemoryError, failing, recorded
 
 ALL_STAGES = {"ingest", "precompute", "train", "evaluate"}
 
@@ -70,16 +70,6 @@ def test_what_stages_log_is_in_the_runs_log(doubles: Doubles) -> None:
     assert any(message.startswith("train: 1 done, 0 reused") for message in messages)
 
 
-def failing(*errors: Exception) -> Callable[[Recipe], None]:
-    waiting = list(errors)
-
-    def act(_recipe: Recipe) -> None:
-        if waiting:
-            raise waiting.pop(0)
-
-    return act
-
-
 def test_an_input_output_error_is_tried_again(doubles: Doubles) -> None:
     doubles.done |= ALL_STAGES - {"ingest"}
     doubles.acts["ingest"] = failing(OSError("stale file handle"))
@@ -96,21 +86,24 @@ def test_bad_input_and_bugs_are_not(doubles: Doubles, error: Exception) -> None:
     assert len(doubles.calls) == 1
 
 
-class OutOfMemoryError(RuntimeError):
-    """Named as torch names it."""
-
-
-def test_out_of_memory_is_tried_once_with_a_smaller_batch(doubles: Doubles) -> None:
+def test_a_training_that_does_not_fit_is_tried_once_with_a_smaller_batch(doubles: Doubles) -> None:
     doubles.done |= ALL_STAGES - {"train", "evaluate"}
-    doubles.acts["train"] = failing(OutOfMemoryError("CUDA out of memory"))
+    doubles.acts["train"] = failing(DoesNotFit("A training step does not fit."))
     train_lora(doubles.config)
     assert doubles.calls == [("train", 4, 10), ("train", 2, 10), ("evaluate", 2, 10)]
 
 
-def test_out_of_memory_twice_fails(doubles: Doubles) -> None:
+def test_an_evaluation_that_runs_out_of_memory_is_tried_once_more(doubles: Doubles) -> None:
+    doubles.done |= ALL_STAGES - {"evaluate"}
+    doubles.acts["evaluate"] = failing(OutOfMemoryError("CUDA out of memory"))
+    train_lora(doubles.config)
+    assert doubles.calls == [("evaluate", 4, 10)] * 2
+
+
+def test_what_does_not_fit_twice_fails(doubles: Doubles) -> None:
     doubles.done |= ALL_STAGES - {"train"}
-    doubles.acts["train"] = failing(OutOfMemoryError("one"), OutOfMemoryError("two"))
-    with pytest.raises(OutOfMemoryError, match="two"):
+    doubles.acts["train"] = failing(DoesNotFit("one"), DoesNotFit("two"))
+    with pytest.raises(DoesNotFit, match="two"):
         train_lora(doubles.config)
     assert len(doubles.calls) == 2
 

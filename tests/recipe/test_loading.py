@@ -97,6 +97,10 @@ BAD = {
         GOOD + "network: {init: pissa}\nretrain: {start_from: champion}\n",
         r"key retrain.*start_from: scratch",
     ),
+    "PiSSA of a base in few bits": (
+        GOOD.replace("some/where", "some/where\n  quantize: nf4") + "network: {init: pissa}\n",
+        r"line 11, key network\n.*'pissa'.*init: kaiming.*in nf4.*model\.quantize: none",
+    ),
     "PiSSA misspelt": (GOOD + "network: {init: pisa}\n", r"network\.init.*'pisa'.*pissa_niter"),
     "not YAML": ("name: [", r"not valid YAML.*line 1"),
     "empty": ("", r"empty or not a mapping"),

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.random_bases import BASES
 from eridiff import families, recipe
 from eridiff.demo.architecture import build_denoiser_on_meta
+from eridiff.errors import RecipeError
 from eridiff.families.activations import Workload
 from eridiff.families.profiles import PROFILES
 from eridiff.recipe import Recipe
@@ -46,6 +47,14 @@ def test_keys_of_the_recipe_and_of_the_command_line_count_before_it(tmp_path: Pa
     found = load_recipe(path, ["train.optimizer=adamw"])
     assert (found.model.quantize, found.train.offload, found.train.optimizer) == ("none", 1.0, "adamw")
     assert load_recipe(path, ["profile=16gb"]).train.optimizer == "adamw"
+
+
+def test_a_profile_that_contradicts_the_recipe_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, profile="24gb", network={"init": "pissa_niter_16"})
+    with pytest.raises(RecipeError, match="network") as caught:
+        load_recipe(path)
+    assert "a profile, keeps the base in int8" in str(caught.value)
+    assert load_recipe(path, ["model.quantize=none"]).network.starts_from_weights
 
 
 def test_what_is_shown_reads_back_the_same(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from eridiff.errors import StoreError
 from eridiff.evaluation.holdout import Losses
 from eridiff.recipe import Recipe, load
 from eridiff.registry import Registry
+from eridiff.store.files import digest_json
+from eridiff.store.runs import Run
 from stages import publish
 from tests import lorafiles
 
@@ -102,6 +104,37 @@ def test_a_served_file_that_went_missing_is_served_again(judge: Any, recipe: Rec
     judge("one", 0.5, 0.6)
     assert served(tmp_path) == "one"
     assert publish.plan(recipe).complete
+
+
+def pretend_inputs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Lets a recipe's run be named by its section `train` alone."""
+
+    def inputs_of(recipe: Recipe, _snapshot: object) -> Named:
+        return Named(run=Run(folder / "runs" / "cats", digest_json(recipe.train.model_dump(mode="json"))))
+
+    monkeypatch.setattr(publish, "inputs_of", inputs_of)
+    monkeypatch.setattr(publish, "current_snapshot", lambda _: None)
+
+
+def test_a_run_whose_lora_was_deleted_is_not_judged(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_inputs(monkeypatch, tmp_path)
+    publish.inputs_of(recipe, None).run.seal({})  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="no finished training to publish"):
+        publish.run(recipe)
+
+
+def test_a_verdict_holds_for_the_same_steps_in_smaller_batches(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_of(**train: int) -> str:
+        return publish.made_of(recipe.model_copy(update={"train": recipe.train.model_copy(update=train)}))
+
+    pretend_inputs(monkeypatch, tmp_path)
+    whole = made_of(batch_size=4)
+    assert made_of(batch_size=2, gradient_accumulation_steps=2) == whole
+    assert made_of(batch_size=2) != whole
 
 
 def test_a_damaged_history_stops_everything(judge: Any, recipe: Recipe) -> None:

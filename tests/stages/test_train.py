@@ -28,7 +28,7 @@ from eridiff.store.runs import Run, latest
 from eridiff.training import checkpoint
 from eridiff.training.inputs import inputs_of
 from eridiff.training.shelf import folder_of, steps_in
-from stages import ingest, precompute, train
+from stages import evaluate, ingest, precompute, train
 from stages.dataset import current_snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -190,12 +190,55 @@ def test_a_lora_file_that_was_deleted_is_exported_again_without_training(root: t
     report = train.run(made)
     file = Path(report.outputs["lora"])
     before = read_lora(file, family_of(made))
+    run = run_of(made)
+    sealed = run.read_seal()
+    run.seal({**sealed, "attention_difference": 0.001})  # as on a GPU
     file.unlink()
     assert not train.plan(made).complete
-    assert train.run(made).done == 0
+    again = train.run(made)
+    assert (again.done, again.outputs) == (0, report.outputs)
     after = read_lora(file, family_of(made))
     for name, adapter in before.layers.items():
         assert torch.equal(adapter.change(), after.layers[name].change())
+    assert sealed["numbers"]["loss"] > 0
+    assert run.read_seal() == {**sealed, "attention_difference": 0.001}
+
+
+def test_a_run_killed_before_its_seal_has_the_numbers_of_its_last_step(root: tuple[Path, Path]) -> None:
+    made = chosen(root)
+    report = train.run(made)
+    run = run_of(made)
+    (run.folder / "seal.json").unlink()
+    again = train.run(made)
+    assert (again.done, again.outputs) == (0, report.outputs)
+    assert run.read_seal()["numbers"] == run.last_numbers()
+
+
+def test_bytes_written_are_those_of_this_call(root: tuple[Path, Path]) -> None:
+    made = chosen(root)
+    run = run_of(made)
+    lock = run.folder / "training.lock"  # signed before anything is made
+    written = train.run(made).bytes_written
+    assert written == nbytes(run.folder) - lock.stat().st_size
+    run.evaluation.mkdir()
+    (run.evaluation / "grid.png").write_bytes(bytes(10_000_000))
+    lora_bytes = run.lora_file().stat().st_size
+    run.lora_file().unlink()
+    assert lora_bytes < train.run(made).bytes_written < written
+    assert train.run(made).bytes_written == 0
+
+
+def nbytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_lora_to_start_from_that_is_not_there_is_told(root: tuple[Path, Path]) -> None:
+    made = chosen(root, network={"init_from": str(root[1] / "absent.safetensors")})
+    for look in (train.plan, train.run, evaluate.plan, evaluate.run):
+        with pytest.raises(RecipeError, match="no such LoRA to start from") as caught:
+            look(made)
+        assert caught.value.where == "network.init_from"
+        assert caught.value.found == root[1] / "absent.safetensors"
 
 
 SAME_RUN = [{"gradient_checkpointing": True}, {"attention": "math"}, {"compile": False}]

@@ -28,6 +28,27 @@ def test_the_seal_ends_a_run(tmp_path: Path) -> None:
     assert run.read_seal() == {"steps": 10}
 
 
+def test_a_run_is_finished_while_its_lora_is_there(tmp_path: Path) -> None:
+    run = Run(tmp_path / "cat", "abc")
+    run.lora.mkdir(parents=True)
+    run.lora_file().touch()
+    assert not run.finished
+    run.seal({})
+    assert run.finished
+    run.lora_file().unlink()
+    assert run.sealed
+    assert not run.finished
+
+
+def test_the_last_numbers_are_those_of_the_last_line(tmp_path: Path) -> None:
+    run = Run(tmp_path / "cat", "abc")
+    run.folder.mkdir(parents=True)
+    run.metrics.touch()
+    assert run.last_numbers() == {}
+    run.metrics.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n')
+    assert run.last_numbers() == {"loss": 0.25}
+
+
 def test_the_newest_run_is_found_by_name(tmp_path: Path) -> None:
     assert latest(tmp_path / "cat") is None
     for name in ("one", "two"):

@@ -225,6 +225,14 @@ def test_without_a_training_there_is_nothing_to_evaluate(world: World, tmp_path:
         evaluate.run(untrained)
 
 
+def test_a_lora_that_was_deleted_is_to_be_made_again_first(world: World) -> None:
+    (path,) = world.runs.glob("tiny/*/lora/tiny.safetensors")
+    path.unlink()
+    assert evaluate.plan(world.recipe()).details == {"not yet": "There is no finished training to evaluate."}
+    with pytest.raises(StoreError, match="no finished training"):
+        evaluate.run(world.recipe())
+
+
 def test_a_prompt_without_embedding_says_to_precompute(world: World) -> None:
     chosen = world.recipe(sample={"prompts": ["never embedded"]})
     with pytest.raises(StoreError, match="missing"):
