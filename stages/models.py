@@ -60,7 +60,8 @@ def export(lora: Path, out: Path, *, file_format: Format, dtype: str | None) -> 
     family = families.get(loras.family_of(header))
     wanted = dtype or _TYPES.get(next(iter(loras.inspect_lora(header).dtypes)), "fp32")
 
-    from eridiff.lora.export import DTYPES, write_lora
+    from eridiff.devices import DTYPES
+    from eridiff.lora.export import write_lora
     from eridiff.lora.metadata import carried
     from eridiff.lora.read import read_lora
 

@@ -147,10 +147,13 @@ class _Carried:
 
 @contextmanager
 def opened(work: Work, device: torch.device) -> Iterator[Session]:
-    """A session on backends of attention that are known to be right.
+    """A session whose attention runs on the backends of the recipe's `train.attention`, as in training.
+
+    They take the denoiser's heads, since it was trained under them. The VAE's one head of 512, which most
+    refuse, goes through none of them on a GPU: see `families.vae_attention`.
 
     Raises:
-        ModelError: a component is missing or does not fit.
+        ModelError: a component is missing or does not fit, or no such backend takes its attention.
         StoreError: a latent or an embedding is missing: it says to run precompute.
     """
     family = family_of(work.recipe)
@@ -164,7 +167,7 @@ def opened(work: Work, device: torch.device) -> Iterator[Session]:
     session = Session(work, family, pipeline, cached, device)
     if share:
         offload_blocks(session.denoiser, family.checkpoint.blocks, share, device)
-    with attention("auto"):
+    with attention(train.attention):
         yield session
 
 

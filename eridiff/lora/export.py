@@ -22,8 +22,6 @@ from eridiff.store.files import write_atomic
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def write_lora(
     path: Path,

@@ -142,8 +142,7 @@ def put_in(model: nn.Module, targets: tuple[Target, ...]) -> None:
         rank_pattern={_exact(target): target.rank for target in targets if target.rank != rank},
         alpha_pattern={_exact(target): target.alpha for target in targets if target.alpha != alpha},
     )
-    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    with torch.random.fork_rng(devices=[device.index for device in devices]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
     for parameter in lora_state(model).values():
         parameter.data = parameter.data.float()

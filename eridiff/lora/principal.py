@@ -69,11 +69,11 @@ def starts(model: nn.Module) -> dict[str, Tensor]:
     return {
         name.partition(_PLACE)[0]: module.start
         for name, module in model.named_modules()
-        if isinstance(module, _Start)
+        if isinstance(module, Start)
     }
 
 
-class _Start(nn.Module):
+class Start(nn.Module):
     """A factor's start, `[rank, in]` or `[out, rank]` float32, kept while the factor is trained."""
 
     start: Tensor
@@ -83,7 +83,7 @@ class _Start(nn.Module):
         self.register_buffer("start", start, persistent=False)
 
 
-class _Down(_Start):
+class _Down(Start):
     """`A` below which stands its change: `[2 rank, in]`."""
 
     @staticmethod
@@ -94,7 +94,7 @@ class _Down(_Start):
         return self.of(now, self.start)
 
 
-class _Up(_Start):
+class _Up(Start):
     """The change of `B` beside its start: `[out, 2 rank]`."""
 
     @staticmethod
@@ -125,7 +125,7 @@ def _refuse_unfit(name: str, layer: Any, init: str, adapter: str) -> None:
         )
 
 
-def _follow(factor: nn.Module, kind: type[_Start]) -> None:
+def _follow(factor: nn.Module, kind: type[Start]) -> None:
     weight = factor.weight
     assert isinstance(weight, nn.Parameter)
     weight.data = weight.data.float().contiguous()

@@ -10,7 +10,7 @@ from eridiff.encoding.live import trained_encoders
 from eridiff.families.checkpoints.fitting import shapes_of
 from eridiff.families.frozen.keep import Shape
 from eridiff.lora.encoders import choose_in_encoder
-from eridiff.training.footprint import Footprint, lora_bytes, state_bytes
+from eridiff.training.footprint import Footprint, average_bytes, lora_bytes, state_bytes
 
 if TYPE_CHECKING:
     from eridiff.families.base import ModelFamily, TrainableEncoder
@@ -41,7 +41,9 @@ def with_encoders(denoisers: Footprint, recipe: Recipe, family: ModelFamily, bas
         found = Footprint(
             base=found.base + item_bytes * sum(map(math.prod, shapes.values())),
             lora=found.lora + lora_bytes(recipe.network, trained),
-            optimizer=found.optimizer + state_bytes(recipe.train, trained),
+            optimizer=found.optimizer
+            + state_bytes(recipe.train, trained)
+            + average_bytes(recipe.train, trained),
             activations=found.activations + item_bytes * _num_kept(shapes, recipe.train),
             workspace=found.workspace,
         )

@@ -85,7 +85,7 @@ def footprint(
         + (-(-sum(sizes) // num_cards) if sharded else 0)
         + min(_VISITING, len(sizes)) * max(sizes, default=0),
         lora=lora_bytes(recipe.network, trained),
-        optimizer=state_bytes(train, trained),
+        optimizer=state_bytes(train, trained) + average_bytes(train, trained),
         activations=activations.peak(frozenset(names) if checkpointed else absent) * item_bytes // 2,
         workspace=item_bytes
         * max(
@@ -105,9 +105,13 @@ def lora_bytes(network: Network, num_trained: int) -> int:
 
 
 def state_bytes(train: Train, num_trained: int) -> int:
-    """Bytes of the optimizer's state and of the moving average, for so many trained numbers."""
-    average = 4 if train.ema_config.use_ema else 0
-    return round((_STATE_BYTES.get(train.optimizer, 8) + average) * num_trained)
+    """Bytes of the optimizer's state for so many trained numbers; it takes them in its first step."""
+    return round(_STATE_BYTES.get(train.optimizer, 8) * num_trained)
+
+
+def average_bytes(train: Train, num_trained: int) -> int:
+    """Bytes of the moving average of so many trained numbers, if there is one."""
+    return 4 * num_trained if train.ema_config.use_ema else 0
 
 
 def num_trained(shapes: Mapping[str, Shape], network: Network, family: ModelFamily) -> int:

@@ -69,14 +69,17 @@ class Recorded:
         recording.graph.replay()
         return Losses(recording.losses.weighted.clone(), recording.losses.plain.clone())
 
-    def forget(self) -> bool:
-        """Lets all recordings and their memory go; returns whether there were any."""
-        had = bool(self._recordings)
+    @property
+    def settled(self) -> bool:
+        """Whether passes ran as they are: what then does not fit may be a recording, or others beside it."""
+        return bool(self._settled)
+
+    def forget(self) -> None:
+        """Lets all recordings and their memory go."""
         torch.cuda.synchronize(self._device)
         self._recordings.clear()
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
-        return had
 
     def _record(self, batch: Batch) -> _Recording:
         batch = batch.to(self._device).each(torch.Tensor.clone)

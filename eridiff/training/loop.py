@@ -28,7 +28,7 @@ from eridiff.training.order import Order
 from eridiff.training.prefetch import prefetched
 from eridiff.training.probe import probe
 from eridiff.training.shelf import folder_of, steps_in
-from eridiff.training.trainer import NonFiniteError, StepResult, Trainer
+from eridiff.training.trainer import AbandonedError, NonFiniteError, StepResult, Trainer
 
 logger = logging.getLogger(__name__)
 AHEAD = 4
@@ -114,17 +114,15 @@ def train(job: Job, processes: Processes, hooks: Hooks) -> Outcome:
     Raises:
         Interrupted: `hooks.stop` asked for it; a checkpoint was saved.
         ModelError: the loss is not finite, attention gives wrong gradients, or a batch does not fit.
-        StoreError: latents or embeddings are damaged (a checkpoint was saved), or the disk is full.
+        StoreError: latents or embeddings are damaged, here or in another process (a checkpoint was saved), or
+            the disk is full.
     """
     trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, processes, job.start)
     window = _resume(trainer, job.run, processes)
     start = trainer.step
     hooks.resumed(start)
-    if processes.device.type == "cuda" and start < job.train.steps:
-        torch.cuda.reset_peak_memory_stats(processes.device)
-        with attention(job.train.attention):
-            probe(job, processes, trainer)
-    difference = _checked_attention(job, processes, trainer)
+    on_gpu = processes.device.type == "cuda" and start < job.train.steps
+    difference = _tried(job, processes, trainer) if on_gpu else None
     with (
         attention(job.train.attention),
         _tracked(job, processes, start) as track,
@@ -154,7 +152,7 @@ class _Loop:
         last: Mapping[str, float] = {}
         began = time.monotonic()
         while (item := self._next(work, window)) is not None:
-            result = self._advance(item)
+            result = self._advance(item, window)
             now = time.monotonic()
             window, began = window.plus(result, now - began), now
             ended = result.step == job.train.steps
@@ -179,21 +177,30 @@ class _Loop:
             self.hooks.export(self.trainer.step, self.trainer.exported)
 
     def _save(self, window: Window) -> None:
-        if self.processes.leads:
+        """Keeps what was learnt, if anything was yet."""
+        if self.processes.leads and self.trainer.step:
             kept = self.trainer.checkpoint(self.job.run.id, window.kept())
             checkpoint.save(self.job.run, kept, keep=self.job.save.max_step_saves_to_keep)
+        self.processes.wait()  # torchrun ends all processes once one has ended: none may before this stands
 
     def _next(self, work: Iterator[StepBatches], window: Window) -> StepBatches | None:
         try:
             return next(work, None)
         except StoreError:
-            if self.trainer.step:
-                self._save(window)  # the fault is in the data: what was learnt so far is good
+            self.trainer.abandon()
+            self._save(window)  # the fault is in the data: what was learnt so far is good
             raise
 
-    def _advance(self, work: StepBatches) -> StepResult:
+    def _advance(self, work: StepBatches, window: Window) -> StepResult:
         try:
             return self.trainer.advance(work, stop=self.hooks.stop())
+        except AbandonedError as error:
+            self._save(window)
+            raise StoreError(
+                "Another process could not read its latents or embeddings.",
+                where=f"step {work.step + 1}",
+                fix="do what that process says",
+            ) from error
         except NonFiniteError as error:
             steps = steps_in(self.job.run)
             good = folder_of(self.job.run, steps[-1]) if steps else "none"
@@ -232,11 +239,22 @@ def _resume(trainer: Trainer, run: Run, processes: Processes) -> Window:
     return Window.of(kept.extra)
 
 
-def _checked_attention(job: Job, processes: Processes, trainer: Trainer) -> float | None:
-    """Checks gradients on this device's share of the first batch, on GPUs."""
+def _tried(job: Job, processes: Processes, trainer: Trainer) -> float:
+    """Tries a GPU before the first step; returns what `check_gradients` found.
+
+    The memory that this takes is not that of steps: plain attention needs more.
+    """
+    torch.cuda.reset_peak_memory_stats(processes.device)
+    with attention(job.train.attention):
+        probe(job, processes, trainer)
+    difference = _checked_attention(job, processes, trainer)
+    torch.cuda.reset_peak_memory_stats(processes.device)
+    return difference
+
+
+def _checked_attention(job: Job, processes: Processes, trainer: Trainer) -> float:
+    """Checks gradients on this device's share of the first batch."""
     start = trainer.step
-    if processes.device.type != "cuda" or start >= job.train.steps:
-        return None
     drawn = job.order.batch(start * job.train.gradient_accumulation_steps)
     draws = drawn.share(processes.rank, processes.size) or drawn.draws[:1]
     difference = check_gradients(

@@ -135,7 +135,8 @@ def is_elementwise(kind: type[torch.optim.Optimizer]) -> bool:
 
     Its update depends on its own history and the settings alone; in 8 bits, also on the largest of the 256
     that are rounded together. So all parameters can be one to it, which takes one launch where bitsandbytes
-    makes one for each, and waits for the device each time.
+    makes one for each, and waits for the device each time. (Parameters of fewer than 4096 numbers, of which
+    it would keep 32 bits, are then kept in 8 like all others.)
     """
     return f"{kind.__module__}.{kind.__qualname__}" in _ELEMENTWISE
 

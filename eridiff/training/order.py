@@ -56,7 +56,6 @@ class Order:
             self._buckets[sample.bucket_width, sample.bucket_height].append(sample.sample_id)
         sizes = [sum(self._repeats[name] for name in names) for names in self._buckets.values()]
         self.batches_per_epoch = sum(-(-size // batch_size) for size in sizes)
-        self.samples_per_epoch = sum(sizes)
         self._planned: tuple[int, list[tuple[Draw, ...]]] | None = None
 
     def largest(self) -> tuple[Draw, ...]:

@@ -14,9 +14,11 @@ from eridiff.errors import DoesNotFit
 from eridiff.families.base import ModelFamily
 from eridiff.families.frozen.linear import quantization_of
 from eridiff.lora.forward import compute_in_input_precision, join_projections, lora_forwards
+from eridiff.lora.principal import starts
 from eridiff.lora.rounding import Rounding
 from eridiff.recipe import Train
 from eridiff.training.compiling import compile_blocks
+from eridiff.training.distributed import Processes
 from eridiff.training.flat import FlatParameters
 from eridiff.training.graphs import Recorded
 from eridiff.training.recompute import recompute
@@ -39,7 +41,7 @@ class Passes:
             where asked for.
         flat: all trained parameters; its first two extras take the sums of the weighted and plain losses.
         settings: the recipe's section.
-        device: where everything lies.
+        processes: the devices that share each batch; everything lies on this one's.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Passes:
         denoiser: nn.Module,
         flat: FlatParameters,
         settings: Train,
-        device: torch.device,
+        processes: Processes,
     ) -> None:
+        device = processes.device
         self._family, self._denoiser, self._flat, self._device = family, denoiser, flat, device
-        self._settings = settings
+        self._settings, self._num_processes = settings, processes.size
         self._may_recompute = settings.gradient_checkpointing == "auto"
         compute_in_input_precision(denoiser)
         self._carrier = carrier_of(denoiser)
@@ -65,14 +68,19 @@ class Passes:
         if compiled:
             logger.info("Compiling: the first steps take half a minute to one and a half.")
             compile_blocks(denoiser, family.blocks)
-        recorded = compiled and device.type == "cuda"
-        self._recorded = Recorded(self._run, device) if recorded else None
+        self._records = compiled and device.type == "cuda"
+        self._recorded = self._recorder()
 
-    def fill(self, batches: Sequence[Batch], num_samples: int) -> list[Tensor]:
+    def fill(self, batches: Sequence[Batch], num_samples: int, *, beside: int = 0) -> list[Tensor]:
         """Sets the flat memory to the gradients and losses of `batches`, each divided by `num_samples`.
 
-        Where memory runs out it goes on without the recordings, then with gradient checkpointing if that is
-        `auto`.
+        Where memory runs out it goes on without recordings, then with gradient checkpointing if that is
+        `auto`, which is recorded again.
+
+        Args:
+            batches: on any device.
+            num_samples: of the step.
+            beside: bytes of the device that must be left over.
 
         Returns:
             The loss of each sample of each batch.
@@ -82,12 +90,16 @@ class Passes:
         """
         while True:
             try:
-                self._flat.zero_()
-                return [self._add(batch, 1 / num_samples) for batch in batches]
+                return self._filled(batches, num_samples, beside)
             except torch.OutOfMemoryError as error:
                 shortage = str(error)
             # Only here, where the error no longer holds the tensors of the pass, can memory be given back.
             self._save_memory(shortage)
+
+    def _filled(self, batches: Sequence[Batch], num_samples: int, beside: int) -> list[Tensor]:
+        _left_over = torch.empty(beside, dtype=torch.uint8, device=self._device)
+        self._flat.zero_()
+        return [self._add(batch, 1 / num_samples) for batch in batches]
 
     def _add(self, batch: Batch, factor: float) -> Tensor:
         self._rest()  # after passes that were not this class's
@@ -113,12 +125,16 @@ class Passes:
 
     def _save_memory(self, shortage: str) -> None:
         torch.cuda.empty_cache()
-        if self._recorded is not None and self._recorded.forget():
+        if self._recorded is not None and self._recorded.settled:
+            logger.info("Recorded steps do not fit into memory: kernels are launched one by one from here.")
+            self._recorded.forget()
+            self._recorded = None
             return
         if self._may_recompute:
             logger.info("A step does not fit into memory: gradient checkpointing is on from here.")
             recompute(self._denoiser)
             self._may_recompute = False
+            self._recorded = self._recorder()
             return
         raise DoesNotFit(
             "A training step does not fit into the device's memory.",
@@ -128,5 +144,10 @@ class Passes:
                 self._settings,
                 quantization_of(self._denoiser),
                 num_cards=max(torch.cuda.device_count(), 1),
+                num_processes=self._num_processes,
+                from_weights=bool(starts(self._denoiser)),
             ),
         )
+
+    def _recorder(self) -> Recorded | None:
+        return Recorded(self._run, self._device) if self._records else None

@@ -34,10 +34,7 @@ def probe(job: Job, processes: Processes, trainer: Trainer) -> None:
     draws = drawn[processes.rank :: processes.size] or drawn[:1]
     batch = job.batches.batch(trainer.step, draws).to(processes.device)
     num_trained = sum(parameter.numel() for parameter in trainer.parameters.values())
-    to_come = 0 if trainer.step else state_bytes(job.train, num_trained)
-    reserved = torch.empty(to_come, dtype=torch.uint8, device=processes.device)
-    trainer.gradient(batch)
-    del reserved
+    trainer.gradient(batch, beside=0 if trainer.step else state_bytes(job.train, num_trained))
     if processes.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(processes.device) / 1e9
         height, width = (side * job.family.latent.stride for side in batch.clean.shape[-2:])

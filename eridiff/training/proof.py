@@ -11,7 +11,6 @@ from torch import Tensor
 from eridiff.families.checkpoints.loranames import Format
 from eridiff.lora.inject import Injected, load_state, lora_state
 from eridiff.lora.output import check_output
-from eridiff.training.compiling import eagerly
 from eridiff.training.loop import Job
 
 
@@ -40,7 +39,7 @@ def prove(
     def predict() -> Tensor:
         return job.family.predict(job.denoiser, noisy, batch.t, batch.told())
 
-    with eagerly(), _carrying(job, weights):
+    with _carrying(job, weights):
         return check_output(
             path,
             injected.lora(weights),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from eridiff.training.encoder_footprint import with_encoders
 from eridiff.training.footprint import CONTEXT_BYTES, Footprint, footprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from eridiff.families.base import ModelFamily
     from eridiff.families.checkpoints.base import Base
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from eridiff.recipe import Recipe, Train
     from eridiff.store.snapshots import Sample
 
-_QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
+_FIELDS = ("index", "uuid", "memory.total")
+_QUERY = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits")
 _FINER: dict[Quantization, Quantization] = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
 """A quantisation to the next that takes less memory."""
 _OFFLOAD_STEP = 0.25
@@ -85,7 +87,13 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
             checkpointed=checkpointed,
             card=min(sizes, default=None),
             num_cards=num_cards,
-            advice=next_saving(train, recipe.model.quantize, num_cards=num_here),
+            advice=next_saving(
+                train,
+                recipe.model.quantize,
+                num_cards=num_here,
+                num_processes=num_cards,
+                from_weights=recipe.network.starts_from_weights,
+            ),
         )
 
     asked = found(checkpointed=train.gradient_checkpointing is True)
@@ -105,41 +113,66 @@ def largest_batch(
     return Workload(-(-recipe.train.batch_size // num_cards), height // stride, width // stride)
 
 
-def next_saving(train: Train, quantize: Quantization, *, num_cards: int) -> str:
+def next_saving(
+    train: Train, quantize: Quantization, *, num_cards: int, num_processes: int, from_weights: bool
+) -> str:
     """What to change first where a step does not fit: what costs least of quality and time.
 
     Args:
         train: its settings.
         quantize: what the base is kept in.
         num_cards: of this machine, at least 1, that the base could be spread over.
+        num_processes: that share a batch, at least 1.
+        from_weights: whether the LoRA starts from weights, which must then be whole.
     """
     if train.gradient_checkpointing is False:
         return "set train.gradient_checkpointing: auto"
-    if train.batch_size > 1:
+    if train.batch_size > num_processes:
         smaller, more = train.batch_size // 2, 2 * train.gradient_accumulation_steps
         return f"set train.batch_size: {smaller} and train.gradient_accumulation_steps: {more}"
-    if num_cards > 1 and not train.offload and not train.shard_base:
-        how = f"torchrun --nproc-per-node {num_cards} -m stages.train RECIPE"
-        return f"set train.shard_base: true and start `{how}`"
-    if quantize == "none":
+    if num_cards > 1 and not train.offload and not (train.shard_base and num_processes > 1):
+        how = f"start `torchrun --nproc-per-node {num_cards} -m stages.train RECIPE`"
+        return how if train.shard_base else f"set train.shard_base: true and {how}"
+    if quantize == "none" and not from_weights:
         return "set model.quantize: int8"
     if train.shard_base:
         return "set train.shard_base: false and train.offload: 1"
     if train.offload < 1:
         return f"set train.offload: {min(train.offload + _OFFLOAD_STEP, 1.0):g}"
-    if quantize in _FINER:
+    if quantize in _FINER and not from_weights:
         return f"set model.quantize: {_FINER[quantize]}"
-    return "lower datasets.resolution or network.linear, or set train.optimizer: adamw8bit"
+    leaner = "" if train.optimizer == "adamw8bit" else ", or set train.optimizer: adamw8bit"
+    return f"lower datasets.resolution or network.linear{leaner}"
 
 
 def cards(recipe: Recipe) -> tuple[int, ...]:
-    """Bytes of each card that the recipe may train on: all that are here, as their driver says.
+    """Bytes of each card that the recipe may train on, as their driver says.
 
-    Empty where there is none, where it is not known, and where the recipe trains on another device.
+    That is the one it names, or all that `CUDA_VISIBLE_DEVICES` leaves. Empty where there is none, where it
+    is not known, and where the recipe trains on another device.
     """
     if recipe.device not in ("auto", "cuda") and not recipe.device.startswith("cuda:"):
         return ()
     if shutil.which(_QUERY[0]) is None:
         return ()
-    asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=10, check=False)
-    return tuple(int(line) * 2**20 for line in asked.stdout.split() if line.isdigit())
+    try:
+        asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:  # a driver that hangs; what is predicted stands without it
+        return ()
+    rows = [line.split(", ") for line in asked.stdout.splitlines()]
+    here = [row for row in rows if len(row) == len(_FIELDS) and row[-1].isdigit()]
+    visible = [found for found in (_named(name, here) for name in _visible(here)) if found is not None]
+    _, _, number = recipe.device.partition(":")
+    chosen = visible[int(number) :][:1] if number.isdigit() else visible
+    return tuple(int(row[-1]) * 2**20 for row in chosen)
+
+
+def _visible(here: Sequence[Sequence[str]]) -> list[str]:
+    """Numbers or identifiers of the cards that this process may use, in the order of torch's devices."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [row[0] for row in here] if named is None else [name.strip() for name in named.split(",")]
+
+
+def _named(name: str, here: Sequence[Sequence[str]]) -> Sequence[str] | None:
+    """The row of a card, known by its number or by how its identifier begins; none where none is meant."""
+    return next((row for row in here if name and (name == row[0] or row[1].startswith(name))), None)

@@ -39,6 +39,7 @@ from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Order
 from eridiff.training.proof import prove
 from eridiff.training.shard import keep_share
+from eridiff.training.trainer import check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def open_session(inputs: Inputs, processes: Processes) -> Session:
         DataError: there is no sample to train on.
         StoreError: latents or embeddings are missing.
         ModelError: the base lacks the denoiser or a text encoder that is trained, or is of another family.
-        RecipeError: the LoRA's targets match no layers.
+        RecipeError: the LoRA's targets match no layers, or the optimizer cannot be built.
     """
     recipe = inputs.recipe
     if not inputs.samples:
@@ -110,6 +111,7 @@ def open_session(inputs: Inputs, processes: Processes) -> Session:
     text = inputs.text.store() if inputs.cached_encoders else None
     cached = open_cached(inputs.latents.store(), text, inputs.samples)
     family, train, device = family_of(recipe), recipe.train, processes.device
+    check_optimizer(train, device)
     live = _load_encoders(inputs, device) if inputs.encoders else None
     encoders = live.models if live else NO_ENCODERS
     denoiser, injected = _load_denoiser(inputs, processes, encoders)
@@ -145,8 +147,9 @@ def _load_denoiser(inputs: Inputs, processes: Processes, encoders: Encoders) -> 
         keep = Keep(recipe.model.quantize, 1.0 if sharded else train.offload)
         denoiser = family.load_denoiser(base_of(recipe), device=device, dtype=DTYPES[train.dtype], keep=keep)
         injected = inject(denoiser, recipe.network, family, seed=train.seed, encoders=encoders)
-        for parameter in lora_state(denoiser).values():  # peft puts it beside weights that stay away
-            parameter.data = parameter.data.to(device)
+        # Both lie beside the weights, which may stay away.
+        for factor in (*lora_state(denoiser).values(), *injected.start.values()):
+            factor.data = factor.data.to(device)
         return denoiser, injected
 
     if not sharded:

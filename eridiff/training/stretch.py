@@ -1,4 +1,7 @@
-"""The frozen tensors of a block as one stretch of bytes, wherever those lie."""
+"""The frozen tensors of a block's base as one stretch of bytes, wherever those lie.
+
+What belongs to its LoRA stays where it is, also what is not trained: where the LoRA started.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from eridiff.lora.principal import Start
 
 _ALIGNED = 64
 """Bytes that tensors are aligned to."""
@@ -39,6 +44,8 @@ class Stretch:
         self._places: list[_Place] = []
         self.nbytes = 0
         for module in block.modules():
+            if isinstance(module, Start):
+                continue
             for names in (module._parameters, module._buffers):
                 for name, tensor in names.items():
                     if tensor is not None and not tensor.requires_grad and _has_memory(tensor):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from eridiff.errors import StoreError
 from eridiff.families.base import ModelFamily
 from eridiff.recipe import Train
 from eridiff.training.batches import StepBatches
@@ -21,6 +22,9 @@ from eridiff.training.passes import Passes
 from eridiff.training.rates import RateGroup, rate_groups
 from eridiff.training.schedules import rate_factor
 from eridiff.training.step import Batch
+
+_STOP, _FAULT = 2, 3
+"""Places among the extras of what a process tells all others; the first two are those of `Passes`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class NonFiniteError(Exception):
         self.step, self.what, self.sample_ids = step, what, sample_ids
 
 
+class AbandonedError(Exception):
+    """Another process cannot make this step; it was not taken."""
+
+
 class Trainer:
     """A LoRA in training.
 
@@ -80,22 +88,14 @@ class Trainer:
     ) -> None:
         self.step = 0
         self._start = dict(start or {})
-        self._rates = rate_groups(
-            parameters,
-            loraplus_lr_ratio=settings.loraplus_lr_ratio,
-            encoder_lr_ratio=(settings.text_encoder_lr or settings.lr) / settings.lr,
-        )
+        self._rates = _rates(parameters, settings)
         # Group after group, so that each is one stretch of memory.
         self.parameters = {name: p for group in self._rates for name, p in group.parameters.items()}
         self._settings, self._processes = settings, processes
-        self._flat = FlatParameters(self.parameters, num_extra=3)
-        self._optimizer = build_optimizer(
-            settings.optimizer,
-            [Group(self._trained(group), settings.lr * group.factor) for group in self._rates],
-            lr=settings.lr,
-            params=settings.optimizer_params,
-        )
-        self._passes = Passes(family, denoiser, self._flat, settings, processes.device)
+        self._flat = FlatParameters(self.parameters, num_extra=4)
+        trained = [(self._trained(group), group.factor) for group in self._rates]
+        self._optimizer = _optimizer(trained, settings)
+        self._passes = Passes(family, denoiser, self._flat, settings, processes)
         average = settings.ema_config
         self._average = MovingAverage(self.parameters, average.ema_decay) if average.use_ema else None
 
@@ -133,19 +133,33 @@ class Trainer:
 
         Raises:
             KeyError: it lacks a parameter.
+            StoreError: the optimizer's state is laid out for another version's groups.
         """
         for name, parameter in self.parameters.items():
             parameter.copy_(kept.lora[name])
         for name, start in self._start.items():
             start.copy_((kept.start or {})[name])
-        self._optimizer.load_state_dict(dict(kept.optimizer))
+        try:
+            self._optimizer.load_state_dict(dict(kept.optimizer))
+        except ValueError as error:
+            raise StoreError(
+                "A checkpoint's optimizer state does not fit this version's.",
+                where=f"run {kept.run}, step {kept.step}",
+                found=str(error),
+                fix="go on with the version that wrote it, or start anew under another name",
+            ) from error
         if self._average is not None:
             self._average.load(kept.ema or {})
         self.step = kept.step
 
-    def gradient(self, batch: Batch) -> Tensor:
-        """The flat gradient of a batch's mean loss, as a step computes it; nothing is changed by it."""
-        self._passes.fill([batch], len(batch))
+    def gradient(self, batch: Batch, *, beside: int = 0) -> Tensor:
+        """The flat gradient of a batch's mean loss, as a step computes it; nothing is changed by it.
+
+        Args:
+            batch: on any device.
+            beside: bytes of the device that must be left over.
+        """
+        self._passes.fill([batch], len(batch), beside=beside)
         return self._flat.gradients.clone()
 
     def advance(self, work: StepBatches, *, stop: bool) -> StepResult:
@@ -156,15 +170,18 @@ class Trainer:
             stop: whether this process was asked to stop; every device learns of it.
 
         Raises:
+            AbandonedError: another process called `abandon` instead; nothing was changed.
             NonFiniteError: loss or gradient is not finite; nothing was changed.
         """
         weighted = self._passes.fill(work.batches, work.num_samples)
         told = [(batch.sample_ids, values) for batch, values in zip(work.batches, weighted, strict=True)]
-        self._flat.extra[2] = float(stop)
+        self._flat.extra[_STOP] = float(stop)
         self._processes.sum_(self._flat.summed)
         norm = self._flat.clip_(self._settings.max_grad_norm)
         # The one wait for the device: before a step that could spoil the parameters.
-        loss, plain, stopped, grad_norm = torch.cat([self._flat.extra, norm.view(1)]).tolist()
+        loss, plain, stopped, faults, grad_norm = torch.cat([self._flat.extra, norm.view(1)]).tolist()
+        if faults:
+            raise AbandonedError
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise self._non_finite(loss, told, work)
         rate = self._apply()
@@ -178,6 +195,12 @@ class Trainer:
             rate=rate,
             stop=stopped > 0,
         )
+
+    def abandon(self) -> None:
+        """Joins the others in their next step only to tell them that there is none."""
+        self._flat.zero_()
+        self._flat.extra[_FAULT] = 1.0
+        self._processes.sum_(self._flat.summed)
 
     def _trained(self, group: RateGroup) -> list[nn.Parameter]:
         """A group's parameters as the optimizer sees them: as one where it treats every number alike."""
@@ -215,3 +238,36 @@ class Trainer:
         return NonFiniteError(
             work.step + 1, "the loss" if by_loss else "the gradient", self._processes.gather(at_fault)
         )
+
+
+def check_optimizer(settings: Train, device: torch.device) -> None:
+    """Builds the recipe's optimizer for trial parameters: what it refuses is told before a base is loaded.
+
+    Raises:
+        RecipeError: see `build_optimizer`.
+    """
+    models = ("", "text_encoder.") if settings.train_text_encoder else ("",)
+    names = [f"{model}layer.lora_{factor}.weight" for model in models for factor in "AB"]
+    trial = {name: nn.Parameter(torch.zeros(1, 1, device=device)) for name in names}
+    groups = _rates(trial, settings)
+    _optimizer([(list(group.parameters.values()), group.factor) for group in groups], settings)
+
+
+def _rates(parameters: Mapping[str, nn.Parameter], settings: Train) -> tuple[RateGroup, ...]:
+    return rate_groups(
+        parameters,
+        loraplus_lr_ratio=settings.loraplus_lr_ratio,
+        encoder_lr_ratio=(settings.text_encoder_lr or settings.lr) / settings.lr,
+    )
+
+
+def _optimizer(
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]], settings: Train
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer of groups of parameters, each with its factor of the rate."""
+    return build_optimizer(
+        settings.optimizer,
+        [Group(parameters, settings.lr * factor) for parameters, factor in groups],
+        lr=settings.lr,
+        params=settings.optimizer_params,
+    )

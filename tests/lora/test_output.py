@@ -61,6 +61,22 @@ def test_a_good_file_gives_the_trained_output_and_leaves_the_model_alone(
     assert [name for name, p in denoiser.named_parameters() if p.requires_grad] == trained_names
 
 
+def test_nothing_is_compiled_for_a_few_passes(tiny: Tiny, tmp_path: Path) -> None:
+    denoiser, lora = trained(tiny, torch.float32)
+    path = tmp_path / "lora.safetensors"
+    write_lora(
+        path, lora, tiny.family, file_format="kohya", dtype=torch.float32, metadata=structure_metadata(lora)
+    )
+    predict, compiled = predictor(tiny, denoiser), []
+
+    @torch.compile(backend=lambda graph, _inputs: compiled.append(graph) or graph.forward)
+    def doubled(output: Tensor) -> Tensor:
+        return 2 * output
+
+    check_output(path, lora, denoiser, tiny.family, lambda: doubled(predict()), file_format="kohya")
+    assert not compiled
+
+
 @pytest.mark.parametrize("file_format", ["kohya", "diffusers"])
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_file_with_wrong_layers_is_stopped(

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from eridiff.devices import DTYPES
+from eridiff.errors import StoreError
 from eridiff.recipe import Logging, Save, Train
 from eridiff.store.runs import Run
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.distributed import processes
 from eridiff.training.loop import Job, Outcome, train
-from eridiff.training.order import Order
+from eridiff.training.order import Draw, Order
 from eridiff.training.shard import keep_share
+from eridiff.training.step import Batch
 from eridiff.training.trainer import StepResult
 from tests.training.conftest import CPU, World, make_denoiser, open_world
 
@@ -95,11 +97,27 @@ def go(job: Job, **asked: Any) -> tuple[Outcome, Told]:
         return train(job, us, told), told
 
 
+def damage(job: Job, at: int) -> None:
+    """Lets the batches of step `at`, from 0, be damaged."""
+    make = job.batches.batch
+
+    def damaged(step: int, draws: Sequence[Draw]) -> Batch:
+        if step == at:
+            raise StoreError("A stored item is damaged: its digest differs.")
+        return make(step, draws)
+
+    job.batches.batch = damaged
+
+
 def main() -> None:
-    """Runs a job of its own process; `kill_at` in the settings kills it right after that step."""
+    """Runs a job of its own process.
+
+    In the settings, `kill_at` kills it right after that step; `damaged` is a rank and the step where it finds
+    damage.
+    """
     family, folder, runs, text = sys.argv[1:]
     settings = json.loads(text)
-    kill_at = settings.pop("kill_at", None)
+    kill_at, damaged = settings.pop("kill_at", None), settings.pop("damaged", None)
     torch.set_num_threads(1)
     run = Run(Path(runs), "abc")
 
@@ -107,7 +125,10 @@ def main() -> None:
         if result.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    go(make_job(open_world(family, Path(folder)), run, **settings), on_step=kill)
+    job = make_job(open_world(family, Path(folder)), run, **settings)
+    if damaged and damaged[0] == int(os.environ["RANK"]):
+        damage(job, damaged[1])
+    go(job, on_step=kill)
 
 
 if __name__ == "__main__":

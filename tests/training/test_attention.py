@@ -115,6 +115,22 @@ def test_wrong_gradients_stop_the_run_and_say_what_to_set(
     assert "train.attention: flash, efficient or math" in str(caught.value)
 
 
+def test_a_step_on_plain_attention_is_checked_too_since_it_may_be_compiled(any_world: World) -> None:
+    denoiser, parameters = make_denoiser(any_world)
+    right = run_under(any_world, denoiser, parameters, "math")
+    batch = one_batch(any_world)
+
+    def check(run) -> float:
+        return check_gradients(
+            any_world.family, denoiser, parameters, batch, run, backend="math", dtype=torch.float32
+        )
+
+    assert check(right) < 1e-5
+    with pytest.raises(ModelError, match="wrong gradients") as caught:
+        check(lambda batch: 1.01 * right(batch))
+    assert "train.compile: false" in str(caught.value)
+
+
 def test_plain_products_that_do_not_fit_are_checked_on_a_crop(
     any_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,7 +155,7 @@ def test_plain_products_that_do_not_fit_are_checked_on_a_crop(
     run = run_under(any_world, denoiser, parameters, "auto")
     check_gradients(any_world.family, denoiser, parameters, large, run, backend="auto", dtype=torch.float32)
     assert sizes == [(16, 16), (8, 8), (8, 8)]
-    assert "16x16 does not fit into memory: checking gradients at 8x8" in caplog.text
+    assert "16x16 does not fit into memory: checking gradients at 8x8, and not those of comp" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["cudnn", "efficient"])

@@ -12,12 +12,13 @@ from eridiff.lora.rounding import Rounding
 from eridiff.recipe import Train
 from eridiff.training.batches import Batches, Draws
 from eridiff.training.compiling import compile_blocks, eagerly, num_compiled
+from eridiff.training.distributed import Processes
 from eridiff.training.flat import FlatParameters
 from eridiff.training.order import Draw
 from eridiff.training.passes import Passes
 from eridiff.training.recompute import recomputing
 from eridiff.training.step import Batch, losses
-from tests.training.conftest import PROJECTIONS, World, make_denoiser
+from tests.training.conftest import CPU, PROJECTIONS, World, make_denoiser
 
 # Dynamo looks at `.grad` of whatever it meets.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -87,7 +88,7 @@ def test_compiled_passes_in_joint_products_learn_the_same(world: World) -> None:
     for compiled in (False, True):
         denoiser, parameters = make_denoiser(world, targets=PROJECTIONS)
         flat = FlatParameters(parameters, num_extra=2)
-        passes = Passes(world.family, denoiser, flat, Train(dtype="fp32"), torch.device("cpu"))
+        passes = Passes(world.family, denoiser, flat, Train(dtype="fp32"), Processes(0, 1, CPU))
         if compiled:
             compile_blocks(denoiser, world.family.blocks, backend="aot_eager")
         for numbers in (SQUARES[:2], WIDES, SQUARES[:3]):

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ import torch
 from eridiff import families
 from eridiff.errors import Interrupted, ModelError, StoreError
 from eridiff.store.runs import Run
-from eridiff.training import checkpoint
+from eridiff.training import checkpoint, loop
 from eridiff.training.batches import step_batches
 from eridiff.training.checkpoint import Checkpoint
-from eridiff.training.distributed import processes
+from eridiff.training.distributed import Processes, processes
 from eridiff.training.loop import train
 from eridiff.training.schedules import rate_factor
 from eridiff.training.shelf import folder_of, steps_in
 from eridiff.training.step import losses
+from eridiff.training.trainer import Trainer
 from tests.training.conftest import CPU, World, make_denoiser, make_world
-from tests.training.jobs import Told, go, make_job
+from tests.training.jobs import Told, damage, go, make_job
 
 ROOT = Path(__file__).parents[2]
 FAMILY = families.names()[1]
@@ -218,18 +220,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_sample_and_ch
     assert steps_in(run) == [3]
 
 
-def test_damage_in_the_store_saves_what_was_learnt_and_names_the_item(
-    any_world: World, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damage_in_the_store_saves_what_was_learnt_and_names_the_item(any_world: World, run: Run) -> None:
     job = make_job(any_world, run)
-    make = job.batches.batch
-
-    def damaged(step, draws):
-        if step == 5:
-            raise StoreError("A stored item is damaged: its digest differs.")
-        return make(step, draws)
-
-    monkeypatch.setattr(job.batches, "batch", damaged)
+    damage(job, at=5)
     with pytest.raises(StoreError, match="stored item is damaged"):
         go(job)
     assert steps_in(run) == [3, 5]
@@ -288,6 +281,62 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     ends = [checkpoint.load(folder_of(run, 8)) for run in (one, two)]
     for name, value in ends[0].lora.items():
         torch.testing.assert_close(value, ends[1].lora[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "step", "saved"), [(0, 5, [3, 5]), (1, 5, [3, 5]), (1, 0, [])])
+def test_damage_that_one_process_finds_stops_both_and_saves_what_was_learnt(
+    tmp_path: Path, rank: int, step: int, saved: list[int]
+) -> None:
+    make_world(FAMILY, tmp_path / "world")
+    pair = start_pair(tmp_path / "world", tmp_path / "two", {"damaged": [rank, step], "batch_size": 2})
+    errors = [process.communicate(timeout=240)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1]
+    assert "stored item is damaged" in errors[rank]
+    assert "Another process could not read" in errors[1 - rank]
+    assert steps_in(Run(tmp_path / "two", "abc")) == saved
+
+
+def test_no_process_ends_before_the_checkpoint_stands(any_world: World, run: Run) -> None:
+    """Since torchrun ends all of them once one has ended."""
+    seen = []
+
+    class Watched(Processes):
+        def wait(self) -> None:
+            seen.append(steps_in(run))
+
+    with pytest.raises(Interrupted):
+        train(make_job(any_world, run), Watched(0, 1, CPU), Told(stop_at=4))
+    assert seen[-1] == [3, 4]
+
+
+def test_the_peak_of_memory_is_that_of_steps(
+    any_world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = [7]
+
+    def takes(amount: int) -> Callable[..., float]:
+        def take(*_arguments: object, **_named: object) -> float:
+            peaks[0] = max(peaks[0], amount)
+            return 0.5
+
+        return take
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _device: peaks.__setitem__(0, 0))
+    monkeypatch.setattr(loop, "probe", takes(8))
+    monkeypatch.setattr(loop, "check_gradients", takes(9))
+    us, job = Processes(0, 1, CPU), make_job(any_world, run)
+    trainer = Trainer(job.family, job.denoiser, job.parameters, job.train, us)
+    assert loop._tried(job, us, trainer) == 0.5
+    assert peaks == [0]
+
+
+def test_a_checkpoint_of_an_optimizer_laid_out_otherwise_says_what_to_do(any_world: World, run: Run) -> None:
+    with pytest.raises(Interrupted):
+        go(make_job(any_world, run, loraplus_lr_ratio=4.0), stop_at=4)
+    with pytest.raises(StoreError, match="does not fit") as caught:
+        go(make_job(any_world, run))
+    assert caught.value.where == "run abc, step 4"
+    assert "another name" in str(caught.value)
 
 
 def test_two_processes_that_share_the_base_train_as_two_that_hold_it_do(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from eridiff.errors import ModelError
+from eridiff.errors import DoesNotFit, ModelError
 from eridiff.lora.forward import lora_forwards
 from eridiff.recipe import Train
 from eridiff.training import passes as module
 from eridiff.training.batches import Batches, Draws
+from eridiff.training.distributed import Processes
 from eridiff.training.flat import FlatParameters
 from eridiff.training.offload import offload_blocks
 from eridiff.training.order import Draw
@@ -17,6 +18,8 @@ from eridiff.training.passes import Passes
 from eridiff.training.step import Batch, losses
 from eridiff.training.visiting import Carrier
 from tests.training.conftest import CPU, PROJECTIONS, World, make_denoiser
+
+ALONE = Processes(0, 1, CPU)
 
 
 def batch_of(world: World) -> Batch:
@@ -29,7 +32,7 @@ def make_passes(world: World, **settings: Any) -> tuple[Passes, FlatParameters, 
     chosen = Train.model_validate(settings)
     offload_blocks(denoiser, world.family.checkpoint.blocks, chosen.offload, CPU)
     flat = FlatParameters(parameters, num_extra=2)
-    return Passes(world.family, denoiser, flat, chosen, CPU), flat, denoiser
+    return Passes(world.family, denoiser, flat, chosen, ALONE), flat, denoiser
 
 
 @pytest.mark.parametrize("targets", [("to_q", "to_v"), PROJECTIONS, (*PROJECTIONS, "ff.net.2", "conv1")])
@@ -39,7 +42,7 @@ def test_gradients_are_those_of_pefts_own_layers(world: World, targets: tuple[st
     loss = losses(world.family, denoiser, batch).weighted.mean()
     wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(parameters.values()))])
     flat = FlatParameters(parameters, num_extra=2)
-    passes = Passes(world.family, denoiser, flat, Train(dtype="fp32"), CPU)
+    passes = Passes(world.family, denoiser, flat, Train(dtype="fp32"), ALONE)
     joined = [product for product in lora_forwards(denoiser) if len(product.layers) > 1]
     assert bool(joined) == (len(targets) > 2)
     (told,) = passes.fill([batch], 2)
@@ -83,6 +86,60 @@ def test_a_shortage_of_memory_turns_recomputing_on_once_and_is_told_the_second_t
     denoiser.disable_gradient_checkpointing()
     with pytest.raises(ModelError, match=r"does not fit .*(?s:.*)no room"):
         passes.fill([batch_of(any_world)], 2)
+
+
+class Recordings:
+    """Recordings that take too much: what a GPU's allocator says, without one."""
+
+    settled = True
+
+    def __call__(self, *_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room for a recording")
+
+    def forget(self) -> None:
+        self.settled = False
+
+
+def test_recordings_that_do_not_fit_are_given_up_before_anything_else(
+    any_world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    passes, flat, denoiser = make_passes(any_world, gradient_checkpointing="auto")
+    passes.fill([batch_of(any_world)], 2)
+    wanted = flat.summed.clone()
+    recordings = Recordings()
+    monkeypatch.setattr(passes, "_recorded", recordings)
+    caplog.set_level("INFO", "eridiff")
+    for _ in range(2):
+        passes.fill([batch_of(any_world)], 2)
+        torch.testing.assert_close(flat.summed, wanted)
+    assert not recordings.settled
+    assert caplog.text.count("one by one from here") == 1
+    assert not denoiser.is_gradient_checkpointing
+
+
+def test_a_shortage_before_anything_could_be_recorded_is_not_the_recordings(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, _, denoiser = make_passes(any_world, gradient_checkpointing="auto")
+    recordings = Recordings()
+    recordings.settled = False
+    monkeypatch.setattr(passes, "_recorded", recordings)
+    passes.fill([batch_of(any_world)], 2)
+    assert denoiser.is_gradient_checkpointing
+
+
+def test_what_must_be_left_over_counts(any_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, *_ = make_passes(any_world, gradient_checkpointing=False)
+    empty = torch.empty
+
+    def scarce(*size: Any, **how: Any) -> Any:
+        if size == (12345,):
+            raise torch.OutOfMemoryError("no room for the optimizer")
+        return empty(*size, **how)
+
+    monkeypatch.setattr(torch, "empty", scarce)
+    with pytest.raises(DoesNotFit, match="no room for the optimizer"):
+        passes.fill([batch_of(any_world)], 2, beside=12345)
 
 
 def test_a_pass_that_breaks_off_receives_what_it_sent_for(

@@ -161,6 +161,10 @@ def test_checkpointing_counts_where_it_would_come_on_by_itself(
     assert "too much; set train.gradient_checkpointing: auto" in str(refused)
 
 
+def advice(train: Train, quantize: Quantization, **how: Any) -> str:
+    return next_saving(train, quantize, **{"num_cards": 1, "num_processes": 1, "from_weights": False, **how})
+
+
 def test_advice_leads_from_one_saving_to_the_next_and_ends() -> None:
     train = Train(gradient_checkpointing=False, batch_size=4)
     steps = [
@@ -174,18 +178,30 @@ def test_advice_leads_from_one_saving_to_the_next_and_ends() -> None:
         (Train(shard_base=True), "int8", "train.shard_base: false and train.offload: 1"),
     ]
     for settings, quantize, wanted in steps:
-        assert wanted in next_saving(settings, quantize, num_cards=1)  # pyright: ignore[reportArgumentType]
+        assert wanted in advice(settings, quantize)  # pyright: ignore[reportArgumentType]
+
+
+def test_advice_leaves_out_what_is_set_or_would_be_refused() -> None:
+    last = Train(offload=1.0, optimizer="adamw8bit")
+    assert "adamw8bit" not in advice(last, "nf4")
+    assert "quantize" not in advice(Train(), "none", from_weights=True)
+    assert "quantize" not in advice(Train(offload=1.0), "none", from_weights=True)
+    four = {"num_cards": 4, "num_processes": 4}
+    assert "batch_size" not in advice(Train(batch_size=4, shard_base=True), "none", **four)
+    assert "batch_size: 4" in advice(Train(batch_size=8, shard_base=True), "none", **four)
+    begun = advice(Train(shard_base=True), "none", num_cards=4)
+    assert begun == "start `torchrun --nproc-per-node 4 -m stages.train RECIPE`"
 
 
 def test_with_several_cards_the_base_is_to_be_spread_before_it_is_quantised() -> None:
-    assert "train.batch_size: 2" in next_saving(Train(batch_size=4), "none", num_cards=2)
+    assert "train.batch_size: 2" in advice(Train(batch_size=4), "none", num_cards=2)
     quantizations: tuple[Quantization, ...] = ("none", "int8", "nf4")
     for quantize in quantizations:
-        advice = next_saving(Train(), quantize, num_cards=2)
-        assert "set train.shard_base: true" in advice
-        assert "torchrun --nproc-per-node 2" in advice
+        found = advice(Train(), quantize, num_cards=2)
+        assert "set train.shard_base: true" in found
+        assert "torchrun --nproc-per-node 2" in found
     for settings in (Train(shard_base=True), Train(offload=0.25)):
-        assert next_saving(settings, "none", num_cards=2) == "set model.quantize: int8"
+        assert advice(settings, "none", num_cards=2, num_processes=2) == "set model.quantize: int8"
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
@@ -224,22 +240,46 @@ def test_advice_counts_the_cards_that_are_here(world: World, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("device", "told", "wanted"),
+    ("device", "visible", "wanted"),
     [
-        ("auto", "24564\n16384\n", (24564 * 2**20, 16384 * 2**20)),
-        ("cuda:1", "24564\n", (24564 * 2**20,)),
+        ("auto", None, (24564, 16384, 8192)),
+        ("cuda:1", None, (16384,)),
+        ("auto", "2,0", (8192, 24564)),
+        ("cuda:1", "2,0", (24564,)),
+        ("auto", "GPU-bb", (16384,)),
         ("auto", "", ()),
-        ("cpu", "24564\n", ()),
+        ("cuda:3", None, ()),
+        ("cpu", None, ()),
     ],
 )
-def test_the_cards_are_what_their_driver_says(
-    world: World, monkeypatch: pytest.MonkeyPatch, device: str, told: str, wanted: tuple[int, ...]
+def test_the_cards_are_those_that_a_run_may_use(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    visible: str | None,
+    wanted: tuple[int, ...],
 ) -> None:
+    told = "0, GPU-aa11, 24564\n1, GPU-bb22, 16384\n2, GPU-cc33, 8192\n"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(
         module.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, stdout=told)
     )
-    assert cards(recipe(world).model_copy(update={"device": device})) == wanted
+    found = cards(recipe(world).model_copy(update={"device": device}))
+    assert found == tuple(size * 2**20 for size in wanted)
+
+
+def test_a_driver_that_says_nothing_leaves_the_cards_unknown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hanging(command: Any, **_: Any) -> Any:
+        raise subprocess.TimeoutExpired(command, 10)
+
+    monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(module.subprocess, "run", hanging)
+    assert cards(recipe(world)) == ()
 
 
 def test_predicting_loads_no_torch() -> None:

@@ -18,6 +18,7 @@ from eridiff.training import checkpoint
 from eridiff.training.compiling import compile_blocks
 from eridiff.training.distributed import Processes
 from eridiff.training.loop import Job
+from eridiff.training.shard import keep_share
 from eridiff.training.shelf import folder_of
 from eridiff.training.trainer import Trainer
 from tests.training.conftest import CPU, World
@@ -72,7 +73,15 @@ def test_resumed_where_the_decomposition_differs_equals_straight(
     assert any(not torch.equal(value, began[name]) for name, value in kept[0].lora.items())
 
 
-def test_a_start_in_system_memory_trains_the_same(any_world: World, tmp_path: Path) -> None:
+def test_a_start_stays_where_blocks_are_spread_over_devices(any_world: World) -> None:
+    denoiser, _, start = started(any_world)
+    before = {name: value.clone() for name, value in start.items()}
+    assert before
+    keep_share(denoiser, any_world.family.checkpoint.blocks, Processes(0, 2, CPU, 0, 2))
+    assert all(torch.equal(value, before[name]) for name, value in start.items())
+
+
+def test_with_blocks_in_system_memory_it_trains_the_same(any_world: World, tmp_path: Path) -> None:
     kept = []
     for share in (0.0, 1.0):
         run = Run(tmp_path / str(share), "abc")
