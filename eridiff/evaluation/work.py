@@ -10,6 +10,7 @@ from pathlib import Path
 
 from eridiff.encoding.spaces import base_of, family_of, latent_space, text_space, workspace
 from eridiff.encoding.wanted import negative_prompt, sample_prompts, usable_samples
+from eridiff.errors import StoreError
 from eridiff.evaluation.holdout import HoldoutGrid, holdout_grid
 from eridiff.evaluation.pictures import LoraFile, Picture, Settings, all_pictures
 from eridiff.recipe import Recipe
@@ -109,18 +110,21 @@ def gather(recipe: Recipe, run: Run, snapshot: Snapshot) -> Work:
     Raises:
         ModelError: the base lacks the denoiser or the VAE.
         RecipeError: a prompt asks for a trigger word that there is none of.
+        StoreError: the LoRA file is not the one that the training ended with.
     """
     digests = FileDigests(workspace(recipe).digests)
     latents, text = latent_space(recipe).store(), text_space(recipe).store()
     usable = usable_samples(snapshot.holdout, latents.quarantined(), text.quarantined())
     wanted = recipe.validation
+    loras = lora_files(run, recipe.train.steps, digests)
+    _refuse_another(run, loras[-1])
     return Work(
         recipe=recipe,
         run=run,
         snapshot=snapshot,
         latents=latents,
         text=text,
-        loras=lora_files(run, recipe.train.steps, digests),
+        loras=loras,
         settings=settings_of(recipe, text.space, digests),
         grid=holdout_grid(usable, max_images=wanted.images, num_times=wanted.timesteps, seed=wanted.seed),
     )
@@ -161,6 +165,16 @@ def lora_files(run: Run, steps: int, digests: FileDigests) -> tuple[LoraFile, ..
         LoraFile(f"step {step}", step, path, digests.digest(path, digest_tensors))
         for step, path in sorted(found.items())
     )
+
+
+def _refuse_another(run: Run, lora: LoraFile) -> None:
+    """Refuses a damaged or exchanged file: its losses and its verdict would stand as those of the run."""
+    if run.sealed and lora.digest != run.read_seal()["lora_tensors"]:
+        raise StoreError(
+            "This LoRA file is not the one that the training ended with.",
+            where=lora.path,
+            fix="move it away and run `eridiff train` with this recipe: it is written again",
+        )
 
 
 def _checkpoint_files(run: Run) -> Iterator[tuple[int, Path]]:

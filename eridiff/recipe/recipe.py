@@ -36,7 +36,7 @@ class Recipe(Section):
     publish: Publish = Publish()
     retrain: Retrain = Retrain()
     storage: Storage = Storage()
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     @field_validator("network")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from eridiff.errors import ModelError
 from eridiff.families.base import Conditioning
 from eridiff.families.checkpoints.loranames import Format
+from eridiff.families.frozen.keep import Keep
 from eridiff.lora.adapters import Lora
 from eridiff.lora.export import structure_metadata, write_lora
 from eridiff.lora.forward import compute_in_input_precision, join_projections
@@ -59,6 +60,19 @@ def test_a_good_file_gives_the_trained_output_and_leaves_the_model_alone(
     assert torch.equal(predict(), before)
     assert [name for name, _ in denoiser.named_parameters()] == names
     assert [name for name, p in denoiser.named_parameters() if p.requires_grad] == trained_names
+
+
+def test_a_small_change_of_a_base_in_fp8_is_lost_in_its_rounding(tiny: Tiny, tmp_path: Path) -> None:
+    denoiser = tiny.family.load_denoiser(tiny.base, device=CPU, dtype=torch.float32, keep=Keep("fp8"))
+    injected = inject(denoiser, Network(linear=4, linear_alpha=3), tiny.family, seed=5)
+    stir(denoiser)
+    with torch.no_grad():
+        for name, parameter in lora_state(denoiser).items():
+            parameter.mul_(0.1 if "lora_B" in name else 1)
+    lora, path = injected.lora(lora_state(denoiser)), tmp_path / "lora.safetensors"
+    metadata = structure_metadata(lora)
+    write_lora(path, lora, tiny.family, file_format="diffusers", dtype=torch.bfloat16, metadata=metadata)
+    check_output(path, lora, denoiser, tiny.family, predictor(tiny, denoiser), file_format="diffusers")
 
 
 def test_nothing_is_compiled_for_a_few_passes(tiny: Tiny, tmp_path: Path) -> None:

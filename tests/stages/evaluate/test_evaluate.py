@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageChops, ImageStat
+from safetensors.torch import load_file, save_file
 
 from eridiff.errors import Interrupted, RecipeError, StoreError
 from eridiff.families.checkpoints.tensorfile import read_header
@@ -231,6 +232,19 @@ def test_a_lora_that_was_deleted_is_to_be_made_again_first(world: World) -> None
     assert evaluate.plan(world.recipe()).details == {"not yet": "There is no finished training to evaluate."}
     with pytest.raises(StoreError, match="no finished training"):
         evaluate.run(world.recipe())
+
+
+def test_a_lora_that_was_exchanged_is_not_taken_for_the_runs(world: World) -> None:
+    (path,) = world.runs.glob("tiny/*/lora/tiny.safetensors")
+    tensors = {name: tensor + 1 for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    kept = world.files()
+    assert evaluate.plan(world.recipe()).details == {
+        "not yet": "This LoRA file is not the one that the training ended with."
+    }
+    with pytest.raises(StoreError, match="not the one that the training ended with"):
+        evaluate.run(world.recipe())
+    assert world.files() == kept
 
 
 def test_a_prompt_without_embedding_says_to_precompute(world: World) -> None:

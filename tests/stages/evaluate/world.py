@@ -18,6 +18,7 @@ from eridiff.lora import export
 from eridiff.lora.inject import inject, lora_state
 from eridiff.recipe import Recipe
 from eridiff.store.runs import Run
+from eridiff.store.tensorfile import digest_tensors
 from eridiff.training.inputs import inputs_of
 from stages import evaluate, ingest, pipeline, precompute
 from stages.dataset import current_snapshot
@@ -118,7 +119,7 @@ def pretend_training(chosen: Recipe) -> Run:
     run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run.environment.write_text(json.dumps({"eridiff": "0.1.0", "versions": {"torch": "2"}}))
     run.recipe.write_text(recipe.dump(chosen))
-    run.seal({})
+    run.seal({"lora_tensors": digest_tensors(run.lora_file())})
     run.make_latest()
     return run
 
