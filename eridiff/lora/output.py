@@ -92,8 +92,8 @@ def check_output(
 def _precision(denoiser: nn.Module) -> float:
     """The relative error of the denoiser's products."""
     own = torch.finfo(next(denoiser.parameters()).dtype).eps
-    # Inputs are rounded to fp8: where they differ at all, some differ by an eighth. Taken together, that is no
-    # more than bfloat16's own error.
+    # Inputs are rounded to fp8: of those that differ at all, some then differ by an eighth. Taken together,
+    # that is no more than bfloat16's own error.
     return max(own, torch.finfo(torch.bfloat16).eps) if quantization_of(denoiser) == "fp8" else own
 
 
