@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
 from eridiff import families, recipe
 from eridiff.errors import EridiffError, RecipeError
@@ -35,7 +36,7 @@ app = typer.Typer(
     Exit codes: 0 done, 2 a bad recipe, 3 bad data, 4 a damaged store, 5 a model that is missing or does not
     fit, 130 interrupted after saving.""",
 )
-output = Console()
+output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. configs/sdxl.yaml.")]
 Settings = Annotated[
@@ -110,7 +111,7 @@ def run(path: RecipePath, settings: Settings = None, as_json: AsJson = False) ->
     if not any(report.done for report in reports):
         output.print("Nothing to do: every stage of this recipe is finished.")
     for name, value in reports[-1].outputs.items():
-        output.print(f"[bold]{name}[/]: {value}", soft_wrap=True)
+        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
 
 
 @app.command()
@@ -195,7 +196,7 @@ def _show(report: StageReport, as_json: bool) -> None:
         _print_json(report.as_dict())
         return
     for name, value in report.outputs.items():
-        output.print(f"[bold]{name}[/]: {value}", soft_wrap=True)
+        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
 
 
 def _speaks() -> bool:
@@ -218,12 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments)
     except EridiffError as error:
-        console.print(f"[bold red]error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        console.print(Text("error:", "bold red"), Text(str(error)), soft_wrap=True)
         raise SystemExit(error.exit_code) from None
-
-
-def _escaped(error: EridiffError) -> str:
-    return str(error).replace("[", r"\[")
 
 
 def log_to_terminal() -> None:

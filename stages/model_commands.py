@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stages import models
 from stages.stage import human_bytes
 
 app = typer.Typer()
-output = Console()
+output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 LoraPath = Annotated[Path, typer.Argument(metavar="LORA", help="A LoRA file.")]
 OutPath = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; must not exist yet.")]
@@ -37,7 +38,7 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="FILE|FOLDER")], as_jso
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             _print_table(value)
         elif value:
-            output.print(f"[bold]{name}[/]:", _shown(value), soft_wrap=True)
+            output.print(Text(f"{name}:", "bold"), _shown(value), soft_wrap=True)
 
 
 @app.command()
@@ -74,7 +75,7 @@ def _show(found: Mapping[str, Any], as_json: bool) -> None:
         _print_json(found)
         return
     for name, value in found.items():
-        output.print(f"[bold]{name}[/]:", _shown(value), soft_wrap=True)
+        output.print(Text(f"{name}:", "bold"), _shown(value), soft_wrap=True)
 
 
 def _shown(value: Any) -> str:

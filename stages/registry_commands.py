@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from eridiff.errors import DataError
 from eridiff.registry import History, Registry, Version, names
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Champions: which LoRA of a name is served, what it beat, and how to change that by hand.",
 )
-output = Console()
+output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name.")]
 Folder = Annotated[Path, typer.Option("--registry", help="The recipe's `storage.registry`.")]
@@ -40,7 +41,8 @@ def list_names(root: Folder = _HERE, as_json: AsJson = False) -> None:
             }
         )
         return
-    table = Table("name", "champion", "hold-out loss", "versions", "judged", "served in")
+    served_in = Column("served in", overflow="fold")
+    table = Table("name", "champion", "hold-out loss", "versions", "judged", served_in)
     for name, history in found.items():
         best = history.champion
         shown = (str(best.number), _loss(best.verdict.loss)) if best else ("none", "")
@@ -52,7 +54,7 @@ def list_names(root: Folder = _HERE, as_json: AsJson = False) -> None:
 @app.command()
 def show(name: Name, root: Folder = _HERE, as_json: AsJson = False) -> None:
     """Every version of a name: what was decided, and why."""
-    registry = Registry(root, name)
+    registry = _known(root, name)
     history = registry.history()
     if as_json:
         _print_json(dataclasses.asdict(history))
@@ -80,13 +82,29 @@ def promote(
     root: Folder = _HERE,
 ) -> None:
     """Makes a version the champion, whatever was decided about it."""
-    _tell(Registry(root, name), Registry(root, name).promote(number))
+    registry = _known(root, name)
+    _tell(registry, registry.promote(number))
 
 
 @app.command()
 def rollback(name: Name, root: Folder = _HERE) -> None:
     """Makes the previous champion the champion again; once more goes back one more."""
-    _tell(Registry(root, name), Registry(root, name).rollback())
+    registry = _known(root, name)
+    _tell(registry, registry.rollback())
+
+
+def _known(root: Path, name: str) -> Registry:
+    """The registry of a name that something was judged under."""
+    known = names(root)
+    if name not in known:
+        raise DataError(
+            "The registry has no LoRA of this name.",
+            where=root,
+            found=name,
+            wanted=", ".join(known) or "nothing: no LoRA was published there yet",
+            fix="give a recipe's name, and its `storage.registry` with --registry",
+        )
+    return Registry(root, name)
 
 
 def _tell(registry: Registry, version: Version) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from eridiff.encoding.spaces import workspace
 from eridiff.errors import RecipeError, StoreError
@@ -25,7 +26,7 @@ from stages.verify import faults
 POOL = "eridiff-local"
 
 app = typer.Typer()
-output = Console()
+output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. configs/sdxl.yaml.")]
 RecipePaths = Annotated[
@@ -41,8 +42,10 @@ Jobs = Annotated[int, typer.Option(min=1, help="Flow runs at a time on this mach
 Data = Annotated[
     Path, typer.Option(help="The folder of shards, latents and embeddings; name a recipe where it is a URL.")
 ]
-Runs = Annotated[Path, typer.Option(help="The folder of runs.")]
-RegistryFolder = Annotated[Path, typer.Option(help="The folder of champions.")]
+Runs = Annotated[Path | None, typer.Option(show_default="runs", help="The folder of runs.")]
+RegistryFolder = Annotated[
+    Path | None, typer.Option(show_default="registry", help="The folder of champions.")
+]
 
 
 @app.command()
@@ -53,15 +56,15 @@ def publish(path: RecipePath, settings: Settings = None, as_json: AsJson = False
         _print_json(report.as_dict())
         return
     for name, value in report.outputs.items():
-        output.print(f"[bold]{name}[/]: {value}", soft_wrap=True)
+        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
 
 
 @app.command()
 def gc(
     paths: RecipePaths = None,
     data: Data = Path("data"),
-    runs: Runs = Path("runs"),
-    registry: RegistryFolder = Path("registry"),
+    runs: Runs = None,
+    registry: RegistryFolder = None,
     old_runs: Annotated[
         bool, typer.Option("--old-runs", help="Runs, too, that are neither newest nor registered.")
     ] = False,
@@ -88,7 +91,7 @@ def gc(
     if not found:
         output.print("Nothing can go: everything is led to.")
         return
-    table = Table("what", "why", "path", "size")
+    table = Table("what", "why", Column("path", overflow="fold"), "size")
     for one, size in zip(found, sizes, strict=True):
         table.add_row(one.what, one.why, str(one.paths[0]), human_bytes(size))
     output.print(table)
@@ -100,8 +103,8 @@ def gc(
 def verify(
     paths: RecipePaths = None,
     data: Data = Path("data"),
-    runs: Runs = Path("runs"),
-    registry: RegistryFolder = Path("registry"),
+    runs: Runs = None,
+    registry: RegistryFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Reads every byte again: images, latents, embeddings, LoRA files, champions. Exit code 4 if any changed.
@@ -113,14 +116,19 @@ def verify(
     if as_json:
         _print_json([dataclasses.asdict(fault) for fault in found])
     elif found:
-        table = Table("where", "what", "do")
+        table = Table(*(Column(header, overflow="fold") for header in ("where", "what", "do")))
         for fault in found:
             table.add_row(fault.where, fault.what, fault.fix)
         output.print(table)
     else:
         output.print("Everything is as it was written.")
     if found:
-        raise StoreError(f"{len(found)} things are not as they were written.", fix="see the list above")
+        raise StoreError(
+            "One thing is not as it was written."
+            if len(found) == 1
+            else f"{len(found)} things are not as they were written.",
+            fix="see the list above",
+        )
 
 
 @app.command()
@@ -164,11 +172,25 @@ def worker(
     serving.work(url=url, pool=pool, jobs=jobs)
 
 
-def _places(recipes: list[Recipe], data: Path, runs: Path, registry: Path) -> Places:
+def _places(recipes: list[Recipe], data: Path, runs: Path | None, registry: Path | None) -> Places:
+    """Where the recipes' storage is, or where the options say.
+
+    Whoever names a folder means one that is there. One that nobody named may still be to come: runs begin
+    with a training, champions with a publication. Data are there from the first ingest on.
+    """
     kept = {Places(workspace(recipe), recipe.storage.registry) for recipe in recipes}
     if len(kept) > 1:
         raise RecipeError("These recipes have different storage.", fix="name those of one storage at a time")
-    return next(iter(kept), Places(Workspace(data, runs), registry))
+    named = Places(Workspace(data, runs or Path("runs")), registry or Path("registry"))
+    places = next(iter(kept), named)
+    for folder in (places.workspace.data, runs, registry):
+        if folder is not None and not folder.is_dir():
+            raise StoreError(
+                "There is no such folder.",
+                where=folder,
+                fix="name a recipe that was ingested, or the folders of its `storage`",
+            )
+    return places
 
 
 def _print_json(value: object) -> None:

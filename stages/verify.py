@@ -19,6 +19,7 @@ from stages.reclaim import Places, all_runs, current_snapshots
 from stages.stage import progress
 
 Read = TypeVar("Read")
+_TRAIN = "run `eridiff train` with its recipe"
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,18 @@ def _faulty_runs(root: Path) -> Iterator[Fault]:
     for run in all_runs(root):
         if not run.sealed:
             continue
-        seal, fault = _tried(run.read_seal, str(run.folder), "delete the folder and train again")
+        seal, fault = _tried(run.read_seal, str(run.folder), f"delete it and {_TRAIN}")
         if fault:
             yield fault
         elif seal and not holds_tensors(run.lora_file(), seal["lora_tensors"]):
-            yield Fault(
-                str(run.lora_file()), "not the file that was sealed", "delete the run and train again"
-            )
+            yield _faulty_lora(run.lora_file())
+
+
+def _faulty_lora(path: Path) -> Fault:
+    """A LoRA file that is not what its run made; a training that has its checkpoints exports it again."""
+    if not path.exists():
+        return Fault(str(path), "missing", _TRAIN)
+    return Fault(str(path), "not the file that was sealed", f"delete {path.name} and {_TRAIN}")
 
 
 def _faulty_versions(root: Path) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,18 +49,21 @@ def merge(base: Base, lora: Lora, out: Path, *, strength: float = 1.0) -> list[P
         base: in one original file, or in a diffusers folder.
         lora: read by `read_lora`.
         out: a file for a base in one file, a folder for a diffusers folder; must not exist yet.
-        strength: the LoRA's multiplier.
+        strength: the LoRA's multiplier, finite.
 
     Returns:
         The files whose tensors were changed.
 
     Raises:
-        RecipeError: `out` exists, or the LoRA changes several files that are no folder.
-        ModelError: the LoRA does not fit the base, or the base is quantised.
+        RecipeError: `out` exists, the strength is not finite, or the LoRA changes several files that are no
+            folder.
+        ModelError: the LoRA does not fit the base, a sum does not fit its type, or the base is quantised.
         StoreError: the disk is full.
     """
     if out.exists():
         raise RecipeError("there is a file or folder of that name already", where=out, fix="choose another")
+    if not math.isfinite(strength):
+        raise RecipeError("the LoRA's strength is no finite number", found=strength, fix="such as 0.8")
     added = _additions(base, lora, strength)
     note = f"{lora.metadata.get('sshs_model_hash', 'a LoRA')} x {strength:g}"
     root = _folder(base)
@@ -166,7 +170,9 @@ def _in_order(
 ) -> Iterator[tuple[str, Tensor]]:
     for key, _ in sorted(header.tensors.items(), key=lambda item: item[1].start):
         tensor = tensors.view(key)
-        yield key, _merged(tensor, changes[key]) if key in changes else tensor
+        if key in changes:
+            tensor = _finite(_merged(tensor, changes[key]), f"{header.path}: {key}")
+        yield key, tensor
 
 
 def _merged(tensor: Tensor, additions: list[Addition]) -> Tensor:
@@ -176,6 +182,19 @@ def _merged(tensor: Tensor, additions: list[Addition]) -> Tensor:
         change = addition.strength * addition.adapter.change()
         summed[start:stop] += _stored(change, addition.piece, summed[start:stop].shape)
     return summed.to(tensor.dtype)
+
+
+def _finite(merged: Tensor, where: str) -> Tensor:
+    """The tensor itself, which holds neither infinities nor what is no number."""
+    low, high = merged.float().aminmax()  # one pass, a NaN comes through; float8 itself has no extremes
+    if not (low.isfinite() and high.isfinite()):
+        raise ModelError(
+            "weights of the base with the LoRA in it are not finite",
+            where=where,
+            found=f"{low:g} to {high:g}, as {merged.dtype}",
+            fix="merge with less strength or into a base of a wider type; or the LoRA or base is damaged",
+        )
+    return merged
 
 
 def _stored(change: Tensor, piece: Piece, shape: torch.Size) -> Tensor:

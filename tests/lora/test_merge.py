@@ -97,3 +97,36 @@ def test_what_does_not_fit_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(RecipeError, match="already"):
         merge(tiny.base, lora, tmp_path / "out")
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
+def test_a_strength_that_is_no_number_is_refused(tiny: Tiny, strength: float, tmp_path: Path) -> None:
+    _, _, lora = tiny.trained(linear=4, targets="attn")
+    with pytest.raises(RecipeError, match="finite"):
+        merge(tiny.base, lora, tmp_path / "out", strength=strength)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e5m2])
+def test_sums_beyond_the_type_are_refused(tiny: Tiny, dtype: torch.dtype, tmp_path: Path) -> None:
+    _, _, lora = tiny.trained(linear=4, targets="attn")
+    layout, held = tiny.family.checkpoint, tmp_path / "held"
+    original.write_configs(tiny.folder, layout, held / "configs")
+    original.write_all_in_one(tiny.folder, layout, held / "full.safetensors")
+    narrow = {key: value.to(dtype) for key, value in load_file(held / "full.safetensors").items()}
+    save_file(narrow, held / "base.safetensors")
+    model = Model(family=layout.family, base=str(held / "base.safetensors"), tokenizers=held / "configs")
+    out = tmp_path / "out" / "merged.safetensors"
+    out.parent.mkdir()
+    with pytest.raises(ModelError, match="not finite") as refused:
+        merge(resolve(model, tiny.family), lora, out, strength=1e300)
+    named = str(refused.value.where).removeprefix(f"{held / 'base.safetensors'}: ")
+    assert named in narrow
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_folder_of_sums_beyond_the_type_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    _, _, lora = tiny.trained(linear=4, targets="attn")
+    with pytest.raises(ModelError, match="not finite"):
+        merge(tiny.base, lora, tmp_path / "out", strength=1e300)
+    assert list(tmp_path.iterdir()) == []

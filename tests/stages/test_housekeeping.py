@@ -15,7 +15,7 @@ from eridiff.store.tensorfile import digest_tensors
 from eridiff.store.workspace import Workspace
 from stages import cli
 from stages.reclaim import Places, garbage
-from stages.verify import faults
+from stages.verify import Fault, faults
 from tests import lorafiles
 
 SPACE = "b" * 32
@@ -121,14 +121,64 @@ def called(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[in
     return int(str(ended.value.code)), json.loads(capsys.readouterr().out)
 
 
+def told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, and what a person reads on standard output and standard error."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    output, error = capsys.readouterr()
+    return int(str(ended.value.code)), output, error
+
+
+def column(table: str, number: int) -> str:
+    """The cells of a column, one after the other, without the line breaks of a narrow terminal."""
+    rows = (line.split("\u2502") for line in table.splitlines())
+    return "".join(cells[number].strip() for cells in rows if len(cells) > number)
+
+
 def test_gc_deletes_only_when_told(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
     ingested(places, "a cat")
     trained(places, ingested(places, "one cat"), "run-1")
+    places.registry.mkdir()
     command = ["gc", *options(places), "--hours", "0"]
     code, rows = called(command, capsys)
     assert (code, len(rows)) == (0, 2)
     assert len(called([*command, "--delete"], capsys)[1]) == 2
     assert called(command, capsys) == (0, [])
+
+
+def test_gc_shows_paths_whole(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(places, "a cat")
+    trained(places, ingested(places, "one cat"), "run-1")
+    places.registry.mkdir()
+    command = ["gc", *options(places), "--hours", "0"]
+    _, rows = called(command, capsys)
+    code, table, _ = told(command, capsys)
+    assert code == 0
+    for row in rows:
+        assert row["path"] in column(table, 3)
+
+
+@pytest.mark.parametrize("command", ["gc", "verify"])
+@pytest.mark.parametrize("option", ["--data", "--runs", "--registry"])
+def test_a_folder_that_is_not_there_is_no_good_store(
+    places: Places, tmp_path: Path, command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("data", "runs", "registry"):
+        (tmp_path / name).mkdir()
+    assert told([command, *options(places)], capsys)[0] == 0
+    code, _, error = told([command, *options(places), option, str(tmp_path / "nosuch")], capsys)
+    assert code == 4
+    assert str(tmp_path / "nosuch") in error
+
+
+@pytest.mark.parametrize("command", ["gc", "verify"])
+def test_what_was_only_ingested_needs_no_runs_and_no_registry(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told([command], capsys)[0] == 4
+    (tmp_path / "data").mkdir()
+    assert told([command], capsys)[0] == 0
 
 
 def test_a_whole_store_has_no_faults(places: Places, tmp_path: Path) -> None:
@@ -168,3 +218,32 @@ def test_a_flipped_bit_is_found(
     code, found = called(["verify", *options(places)], capsys)
     assert code == 4
     assert any(message in fault["what"] for fault in found), found
+
+
+def test_verify_shows_paths_whole_and_counts_in_words(
+    places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    runs = [trained(places, snapshot_of("a cat"), f"run-{number:032d}") for number in range(2)]
+    command = ["verify", "--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
+    flip(runs[0].lora_file())
+    code, table, error = told(command, capsys)
+    assert code == 4
+    assert str(runs[0].lora_file()) in column(table, 1)
+    assert "One thing is not as it was written." in error
+    flip(runs[1].lora_file())
+    assert "2 things are not as they were written." in told(command, capsys)[2]
+
+
+def test_verify_advises_to_make_no_more_than_the_file_again(places: Places) -> None:
+    run = trained(places, snapshot_of("a cat"), "run-1")
+    again = "run `eridiff train` with its recipe"
+    flip(run.lora_file())
+    assert faults(places) == [
+        Fault(str(run.lora_file()), "not the file that was sealed", f"delete cats.safetensors and {again}")
+    ]
+    run.lora_file().unlink()
+    assert faults(places) == [Fault(str(run.lora_file()), "missing", again)]
+    (run.folder / "seal.json").write_text("{")
+    (fault,) = faults(places)
+    assert (fault.where, fault.fix) == (str(run.folder / "seal.json"), f"delete it and {again}")

@@ -16,6 +16,7 @@ from eridiff import families
 from eridiff.demo.architecture import save_random_base
 from eridiff.families.checkpoints.base import resolve
 from eridiff.lora.export import structure_metadata, write_lora
+from eridiff.lora.headers import set_metadata
 from eridiff.lora.inject import inject, lora_state
 from eridiff.lora.read import read_lora
 from eridiff.recipe import Model, Network
@@ -30,6 +31,20 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
         cli.main([*map(str, arguments), "--json"])
     assert done.value.code == 0, capsys.readouterr().err
     return json.loads(capsys.readouterr().out)
+
+
+def ended(*arguments: object) -> object:
+    with pytest.raises(SystemExit) as done:
+        cli.main([*map(str, arguments)])
+    return done.value.code
+
+
+def recipe_of(family: str, folder: Path) -> Path:
+    """A recipe whose base is `base` in a folder."""
+    path = folder / "recipe.yaml"
+    model = f"{{family: {family}, base: {folder / 'base'}}}"
+    path.write_text(f"name: x\nmodel: {model}\ndatasets: [{{folder_path: {folder}}}]\n")
+    return path
 
 
 def sparse(path: Path, layout: Path) -> Path:
@@ -132,10 +147,7 @@ def test_merge_writes_a_base_that_loads(
     lora_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = run(capsys, "inspect", lora_file)["family"]
-    recipe = tmp_path / "recipe.yaml"
-    model = f"{{family: {name}, base: {tmp_path / 'base'}}}"
-    recipe.write_text(f"name: x\nmodel: {model}\ndatasets: [{{folder_path: {tmp_path}}}]\n")
-    found = run(capsys, "merge", recipe, lora_file, "--out", tmp_path / "merged")
+    found = run(capsys, "merge", recipe_of(name, tmp_path), lora_file, "--out", tmp_path / "merged")
     assert len(found["changed"]) == 1
     assert run(capsys, "inspect", tmp_path / "merged")["family"] == name
 
@@ -179,3 +191,25 @@ def test_inspection_loads_no_torch(lora_file: Path) -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert not loaded.stdout.split()
+
+
+def test_brackets_in_names_and_metadata_are_shown(
+    lora_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comment = {"ss_training_comment": "[INST] :x: a [bold]cat[/INST]"}
+    source, out = tmp_path / "my [v2].safetensors", tmp_path / "out [v3].safetensors"
+    set_metadata(lora_file.rename(source), comment)
+    assert ended("export", source, "--out", out, "--format", "kohya") == 0
+    assert f"lora: {out}\n" in capsys.readouterr().out
+    assert ended("inspect", source) == 0
+    assert "ss_training_comment: [INST] :x: a [bold]cat[/INST]\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-inf"])
+def test_merge_refuses_a_strength_that_is_no_number(
+    lora_file: Path, tmp_path: Path, strength: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(run(capsys, "inspect", lora_file)["family"], tmp_path)
+    assert ended("merge", recipe, lora_file, "--out", tmp_path / "merged", "--strength", strength) == 2
+    assert strength in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
