@@ -21,38 +21,31 @@ FALLBACK_FACES = (
 _ASCII_TWINS = str.maketrans({0xD7: "x", 0x2013: "-", 0x2014: "-", 0x2212: "-", 0x2192: ">", 0xA0: " "})
 """Multiplication sign, dashes, minus, arrow and hard space."""
 _UNASSIGNED = "\U0010fffd"
+_LOOK_PX = 24
+"""The size at which a face is asked for its letters."""
 
 
 BUNDLED = ""
 
 
 def font(size_px: int, text: str = "") -> ImageFont.FreeTypeFont:
-    """A face at `size_px` that can write `text`.
+    """The face at `size_px` that has most letters of `text`.
 
-    Pillow's bundled Aileron where it has every letter, else the first face of the system that has, else
-    Aileron.
+    Pillow's bundled Aileron goes before faces of the system that have as many.
 
     Raises:
         ValueError: This Pillow was built without FreeType and has only a bitmap font.
     """
-    letters = {letter for letter in text if not letter.isspace()}
-    for name in (BUNDLED, *FALLBACK_FACES):
-        face = _face(name, size_px)
-        if face is not None and all(_has(name, letter) for letter in letters):
-            return face
-    bundled = _face(BUNDLED, size_px)
-    assert bundled is not None
-    return bundled
+    face = _face(_best(text), size_px)
+    assert face is not None
+    return face
 
 
 def spelled(text: str) -> str:
-    """`text` with the signs and accents that the bundled face lacks written in plain letters.
-
-    Text in other scripts stays as it is: `font` looks for a face of the system.
-    """
-    plain = text.translate(_ASCII_TWINS)
-    bare = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-    return bare if bare.isascii() else plain
+    """`text` with plain signs, and without the accents that not even the best face for it has."""
+    plain = unicodedata.normalize("NFC", text.translate(_ASCII_TWINS))
+    name = _best(plain)
+    return "".join(letter if _has(name, letter) else _bare(name, letter) for letter in plain)
 
 
 def line_height(size_px: int) -> int:
@@ -105,6 +98,19 @@ def _ended(line: str, size_px: int, width_px: int) -> str:
     return kept.rstrip(" ,;:.") + ELLIPSIS
 
 
+def _best(text: str) -> str:
+    """Name of the face that has most letters of a text; of those that have as many, the first."""
+    letters = {letter for letter in text if not letter.isspace()}
+    names = [name for name in (BUNDLED, *FALLBACK_FACES) if _face(name, _LOOK_PX) is not None]
+    return max(names, key=lambda name: sum(_has(name, letter) for letter in letters))
+
+
+def _bare(name: str, letter: str) -> str:
+    """A letter without its accents where a face has it so, else as it is."""
+    bare = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    return bare if all(_has(name, c) for c in bare) else letter
+
+
 @lru_cache(maxsize=256)
 def _face(name: str, size_px: int) -> ImageFont.FreeTypeFont | None:
     if name != BUNDLED:
@@ -126,5 +132,5 @@ def _has(name: str, letter: str) -> bool:
 @lru_cache(maxsize=4096)
 def _drawn(name: str, letter: str) -> bytes:
     picture = Image.new("L", (48, 48))
-    ImageDraw.Draw(picture).text((8, 8), letter, 255, _face(name, 24))
+    ImageDraw.Draw(picture).text((8, 8), letter, 255, _face(name, _LOOK_PX))
     return picture.tobytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eridiff.errors import StoreError
-from eridiff.store.faults import cannot_write
+from eridiff.store.faults import cannot_write, removing
 from eridiff.store.paths import AnyPath
 from eridiff.store.remote import RemotePath
 
@@ -66,7 +66,7 @@ def atomic_path(path: str | AnyPath) -> Iterator[Path]:
     stays in the cache: only files that never change under their name are to be written so.
 
     Raises:
-        StoreError: the disk is full, a quota is reached, or writing there is not allowed.
+        StoreError: the disk is full, a quota is reached, or writing there is not possible or not allowed.
     """
     if isinstance(path, RemotePath):
         with path.staged() as temporary:
@@ -96,8 +96,8 @@ def write_atomic(path: str | AnyPath, data: bytes | bytearray | memoryview) -> N
     """Writes `data` to `path` so that the file is whole or as it was before.
 
     Raises:
-        StoreError: the disk is full, a quota is reached, or writing there is not allowed; it names the path
-            and the number of bytes.
+        StoreError: the disk is full, a quota is reached, or writing there is not possible or not allowed; it
+            names the path and, where it matters, the number of bytes.
     """
     if isinstance(path, RemotePath):
         path.write_bytes(data)
@@ -141,10 +141,13 @@ def remove_abandoned(folder: AnyPath, *, older_than_s: float = 86_400.0) -> int:
     """Removes temporary files in `folder` that a killed process left behind; returns how many.
 
     Files younger than `older_than_s` may belong to a process at work and stay.
+
+    Raises:
+        StoreError: removing is not possible or not allowed there.
     """
     removed = 0
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), removing(path):
             if time.time() - path.stat().st_mtime > older_than_s:
                 path.unlink()
                 removed += 1
@@ -156,8 +159,8 @@ class FileDigests:
 
     Args:
         cache_file: a JSON file that keeps them between processes, once its folder exists: who only looks
-            makes none. Two processes that write it at once may lose each other's new entries, which costs a
-            second reading and nothing else.
+            makes none. Two processes that write it at once may lose each other's new entries, and where it
+            cannot be written none are kept, which costs a second reading and nothing else.
     """
 
     def __init__(self, cache_file: str | Path) -> None:
@@ -181,16 +184,20 @@ class FileDigests:
         digest = digest_file(path) if take is None else take(path)
         if _state(path) == state and started_ns - state[1] > _SETTLED_NS:
             self._known = {**self._load(), **self._known, name: [*state, digest]}
+            self._save()
+        return digest
+
+    def _save(self) -> None:
+        try:
             if self._cache_file.parent.is_dir():
                 write_json(self._cache_file, self._known)
-        return digest
+        except (OSError, StoreError) as error:  # without it, the next process reads the files again
+            logger.debug("Digests are not kept for other processes: %s", error)
 
     def _load(self) -> Mapping[str, Sequence[Any]]:
         try:
             return json.loads(self._cache_file.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValueError:  # a cache: worth nothing once damaged, and re-made from the files
+        except (OSError, ValueError):  # a cache: worth nothing unless it is read, and re-made from the files
             return {}
 
 

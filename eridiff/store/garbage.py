@@ -81,7 +81,11 @@ def find_garbage(place: Workspace, used: InUse, *, min_age_s: float) -> list[Gar
 
 
 def remove(garbage: Iterable[Garbage]) -> None:
-    """Removes it; what is gone already is no error."""
+    """Removes it; what is gone already is no error.
+
+    Raises:
+        StoreError: removing is not possible or not allowed somewhere; what came before is gone.
+    """
     for path in (path for one in garbage for path in one.paths):
         remove_path(path)
 

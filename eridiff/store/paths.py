@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from eridiff.errors import RecipeError, StoreError
 from eridiff.store.copies import Copies
+from eridiff.store.faults import no_folder, removing, writing
 from eridiff.store.remote import RemotePath, read_each
 
 AnyPath: TypeAlias = "Path | RemotePath"
@@ -39,11 +40,13 @@ def path_at(address: Path | str, *, cache: Path, max_bytes: int, options: Mappin
 
     Raises:
         RecipeError: the protocol is unknown, or what it needs is not installed.
+        StoreError: a file stands in the folder's place.
     """
-    if isinstance(address, Path):
-        return address
-    if _HERE.match(address):
-        return Path(_HERE.sub("", address))
+    if isinstance(address, Path) or _HERE.match(address):
+        folder = Path(_HERE.sub("", str(address)))
+        if fault := no_folder(folder):
+            raise fault
+        return folder
     url_to_fs = importlib.import_module("fsspec.core").url_to_fs  # only where something lies elsewhere
     protocol = address.partition("://")[0]
     try:
@@ -151,21 +154,31 @@ def arrow_source(path: AnyPath) -> Path | pa.BufferReader:
 
 
 def move(path: AnyPath, folder: AnyPath) -> None:
-    """Moves a file into a folder, which is made; where there is no file, FileNotFoundError."""
+    """Moves a file into a folder, which is made; where there is no file, FileNotFoundError.
+
+    Raises:
+        StoreError: writing there is not possible or not allowed.
+    """
     if isinstance(path, RemotePath):
         assert isinstance(folder, RemotePath)
         path.replace(folder / path.name)
         return
     assert isinstance(folder, Path)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.replace(folder / path.name)
+    with writing(folder / path.name):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.replace(folder / path.name)
 
 
 def remove(path: AnyPath) -> None:
-    """Removes a file, or a folder with all in it; what is gone already is no error."""
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-    elif isinstance(path, RemotePath):
-        path.remove_tree()
-    else:
-        shutil.rmtree(path)
+    """Removes a file, or a folder with all in it; what is gone already is no error.
+
+    Raises:
+        StoreError: removing is not possible or not allowed there.
+    """
+    with removing(path):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif isinstance(path, RemotePath):
+            path.remove_tree()
+        else:
+            shutil.rmtree(path)

@@ -12,7 +12,9 @@ from eridiff import __version__
 from eridiff.encoding.live import cached_encoders, trained_encoders
 from eridiff.encoding.spaces import Space, base_of, family_of, latent_space, text_space, workspace
 from eridiff.encoding.wanted import usable_samples
-from eridiff.errors import RecipeError
+from eridiff.errors import ModelError, RecipeError
+from eridiff.families.checkpoints.tensorfile import read_header
+from eridiff.lora.keys import grouped
 from eridiff.recipe import Recipe
 from eridiff.store.files import FileDigests, digest_json
 from eridiff.store.runs import Run
@@ -24,6 +26,7 @@ VERSION = 2
 """Goes up when the same inputs would train another LoRA: order, draws, losses, initial weights."""
 
 _ID_LENGTH = 16
+_GIVE_A_LORA = "give the path of a LoRA file, seen from the project's folder; or leave the key out"
 _HOW_NOT_WHAT = {"gradient_checkpointing", "offload", "shard_base", "attention", "compile"}
 """Settings of `train` that cost memory or time and train the same LoRA: a run goes on when they change."""
 _CAME_LATER: Mapping[str, Any] = {
@@ -127,7 +130,7 @@ def inputs_of(recipe: Recipe, snapshot: Snapshot) -> Inputs:
         snapshot: the dataset's current one.
 
     Raises:
-        ModelError: the base lacks the denoiser.
+        ModelError: the base lacks the denoiser, or the file to start from is no LoRA.
         RecipeError: the LoRA to start from is missing.
     """
     digests = FileDigests(workspace(recipe).digests)
@@ -154,8 +157,19 @@ def _digest_of_start(path: Path | None, digests: FileDigests) -> str | None:
             "There is no such LoRA to start from.",
             where="network.init_from",
             found=path,
-            fix="give the path of a LoRA file, seen from the project's folder; or leave the key out",
+            fix=_GIVE_A_LORA,
         )
+    try:
+        grouped(read_header(path))
+    except ModelError as error:
+        details = "" if error.found is None else f" ({error.found})"
+        raise ModelError(
+            "This is no LoRA to start from.",
+            where="network.init_from",
+            found=f"{path}: {error.what}{details}",
+            wanted="a LoRA file, whole, as safetensors",
+            fix=_GIVE_A_LORA,
+        ) from error
     return digests.digest(path, digest_tensors)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,9 @@ def test_no_space_at_the_last_moment(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_other_errors_keep_their_kind(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match="file"):
-        write_atomic(tmp_path / "file" / "below", b"data")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write_atomic(tmp_path / "folder", b"data")
 
 
 def test_abandoned_files_go_when_they_are_old(tmp_path: Path) -> None:
@@ -149,3 +150,34 @@ def test_a_damaged_cache_of_digests_is_made_again(tmp_path: Path) -> None:
     cache.write_text('{"half": ')
     assert FileDigests(cache).digest(path) == digest_bytes(b"one")
     assert str(path) in cache.read_text()
+
+
+def read_only(_path: Path, _data: bytes) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def lost(_path: Path, _data: bytes) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("failing", [read_only, lost])
+def test_digests_are_told_where_they_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: Callable[[Path, bytes], None]
+) -> None:
+    path, cache = tmp_path / "weights", tmp_path / "digests.json"
+    path.write_bytes(b"one")
+    settle(path)
+    monkeypatch.setattr(Path, "write_bytes", failing)
+    digests = FileDigests(cache)
+    assert digests.digest(path) == digest_bytes(b"one")
+    monkeypatch.setattr("eridiff.store.files.digest_file", pytest.fail)
+    assert digests.digest(path) == digest_bytes(b"one")  # remembered here all the same
+    assert not cache.exists()
+
+
+def test_a_cache_of_digests_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    settle(path)
+    for cache in (path / "digests.json", tmp_path):  # below a file, and a folder
+        assert FileDigests(cache).digest(path) == digest_bytes(b"one")
