@@ -77,6 +77,7 @@ class Ended:
 def run_stages(config: str, settings: tasks.Settings, *, parts: int = 1, workers: Workers = "here") -> Ended:
     """Runs the stages of a recipe in order, inside a flow; a finished one costs a look."""
     recipe = pipeline.load_recipe(Path(config), settings)
+    pipeline.look(recipe)
     reports: dict[str, tasks.Report] = {}
     for name in pipeline.NAMES:
         plan = pipeline.stage(name).plan(recipe)

@@ -180,8 +180,7 @@ def parse_part(text: str) -> tuple[int, int]:
 
 def _plans(chosen: Recipe) -> list[dict[str, Any]]:
     rows = []
-    for name in pipeline.NAMES:
-        found = pipeline.stage(name).plan(chosen)
+    for name, found in zip(pipeline.NAMES, pipeline.look(chosen), strict=True):
         counts = {"done": found.done, "missing": found.missing, "quarantined": found.quarantined}
         rows.append(
             {"stage": name, **counts, "bytes_to_write": found.bytes_to_write, "details": dict(found.details)}

@@ -34,14 +34,21 @@ _PAGE_BYTES = 2_000_000
 
 
 def plan(recipe: Recipe) -> StagePlan:
-    """What `run` would make, by looking at names of files alone; the details say what stands in its way."""
+    """What `run` would make, by looking at names of files alone; the details say what stands in its way.
+
+    Raises:
+        RecipeError: the metric cannot be imported; or network.init_from is missing.
+    """
     try:
         work = _finished_work(recipe)
     except (DataError, ModelError, StoreError) as error:  # told again, and fatal, when it is run
         wanted = recipe.sample
+        _find_metric(wanted.metric)
         count = len(wanted.prompts) * len(wanted.seeds) * len(wanted.strengths)
         return StagePlan("evaluate", done=0, missing=max(count, 1), details={"not yet": error.what})
     pictures, points, drawn = len(work.missing_pictures), _missing_points(work), shown(work) is not None
+    if not drawn:
+        _find_metric(recipe.sample.metric)
     found = {"images": pictures, "losses": points, "page": 0 if drawn else 1}
     missing = sum(found.values())
     image_bytes = int(_PNG_BYTES_A_PIXEL * work.settings.width_px * work.settings.height_px)
@@ -68,8 +75,8 @@ def run(recipe: Recipe) -> StageReport:
     work = _finished_work(recipe)
     pictures, points, page = len(work.missing_pictures), _missing_points(work), shown(work)
     drawn = page is None
-    if drawn and recipe.sample.metric:
-        load_metric(recipe.sample.metric)  # a wrong name is found now, not after hours of sampling
+    if drawn:
+        _find_metric(recipe.sample.metric)
     with stopping() as stop:
         written = _make(work, pictures, points, stop) if pictures or points else 0
     page = page or _show(work)
@@ -82,6 +89,12 @@ def run(recipe: Recipe) -> StageReport:
         bytes_written=written + page.nbytes,
         outputs=page.outputs,
     )
+
+
+def _find_metric(name: str | None) -> None:
+    """Refuses a wrong name now, not after hours of training and sampling."""
+    if name:
+        load_metric(name)
 
 
 def _finished_work(recipe: Recipe) -> Work:

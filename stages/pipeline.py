@@ -44,8 +44,17 @@ def run_stage(name: str, chosen: Recipe) -> StageReport:
     return record(chosen, stage(name).run(chosen))
 
 
+def look(chosen: Recipe) -> list[StagePlan]:
+    """What every stage would do, in order.
+
+    Asked before the first one runs: what a late stage would refuse is told before an early one costs hours.
+    """
+    return [stage(name).plan(chosen) for name in NAMES]
+
+
 def run_all(chosen: Recipe) -> Iterator[StageReport]:
     """Runs every stage in order; one that is complete costs a look."""
+    look(chosen)
     for name in NAMES:
         yield run_stage(name, chosen)
 

@@ -5,9 +5,10 @@ from eridiff.recipe.evaluation import Publish, Retrain, Sample, Validation
 from eridiff.recipe.loading import Overrides, dump, load, schema
 from eridiff.recipe.recipe import Recipe
 from eridiff.recipe.storage import Storage
-from eridiff.recipe.training import Ema, Logging, Network, Save, Train
+from eridiff.recipe.training import OPTIMIZERS, Ema, Logging, Network, Save, Train
 
 __all__ = [
+    "OPTIMIZERS",
     "Base",
     "BaseParts",
     "Dataset",

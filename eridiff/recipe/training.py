@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,15 @@ from pydantic_core import PydanticCustomError
 
 from eridiff.recipe.fields import Count, Positive, Precision, Section, Share
 
+OPTIMIZERS: Mapping[str, str] = {
+    "adamw": "torch.optim.AdamW",
+    "adam": "torch.optim.Adam",
+    "sgd": "torch.optim.SGD",
+    "adafactor": "torch.optim.Adafactor",
+    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
+    "prodigy": "prodigyopt.Prodigy",
+}
+"""Short names of optimizers, and the paths that they are imported from."""
 _ONLY_COMFYUI = "ComfyUI reads its files, but diffusers loads none of them for these families"
 _OTHER_NETWORKS = {
     "dora": "ComfyUI divides by the norm of W, training by that of W + change; diffusers drops the scale",
@@ -114,7 +124,8 @@ class Train(Section):
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
     lr_warmup_steps: Count = 0
     optimizer: str = "adamw"
-    """`adamw`, `adamw8bit`, or the import path of an optimizer class, e.g. `torch.optim.SGD`."""
+    """`adamw`, `adamw8bit`, `adafactor`, `prodigy`, `adam`, `sgd`, or the import path of an optimizer class,
+    e.g. `torch.optim.SGD`."""
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
@@ -140,6 +151,17 @@ class Train(Section):
     `flash4` are packages to install. Gradients are checked before the first step, whichever it is."""
     ema_config: Ema = Ema()
     seed: int = 42
+
+    @field_validator("optimizer")
+    @classmethod
+    def _named_or_imported(cls, optimizer: str) -> str:
+        if optimizer not in OPTIMIZERS and "." not in optimizer:
+            raise PydanticCustomError(
+                "unknown",
+                "one of {names}, or an import path such as torch.optim.SGD",
+                {"names": ", ".join(OPTIMIZERS)},
+            )
+        return optimizer
 
     @field_validator("shard_base")
     @classmethod

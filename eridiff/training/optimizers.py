@@ -13,15 +13,8 @@ import torch
 from torch import nn
 
 from eridiff.errors import RecipeError
+from eridiff.recipe import OPTIMIZERS
 
-ALIASES: Mapping[str, str] = {
-    "adamw": "torch.optim.AdamW",
-    "adam": "torch.optim.Adam",
-    "sgd": "torch.optim.SGD",
-    "adafactor": "torch.optim.Adafactor",
-    "adamw8bit": "bitsandbytes.optim.AdamW8bit",
-    "prodigy": "prodigyopt.Prodigy",
-}
 WHERE = "train.optimizer"
 _ELEMENTWISE = frozenset(
     {
@@ -48,7 +41,7 @@ def build_optimizer(
     """An optimizer of parameters, whose groups are in the order of `groups`.
 
     Args:
-        name: a key of `ALIASES`, or the import path of a subclass of `torch.optim.Optimizer`.
+        name: a key of `OPTIMIZERS`, or the import path of a subclass of `torch.optim.Optimizer`.
         groups: what it trains; not empty.
         lr: the peak learning rate of the recipe.
         params: its other arguments, as the recipe gives them.
@@ -101,17 +94,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         RecipeError: nothing importable, or not an optimizer.
     """
-    path = ALIASES.get(name, name)
+    path = OPTIMIZERS.get(name, name)
     module_name, _, attribute = path.rpartition(".")
-    if not module_name:
-        near = difflib.get_close_matches(name, ALIASES, n=1)
-        raise RecipeError(
-            "unknown optimizer",
-            where=WHERE,
-            found=name,
-            wanted=f"one of {', '.join(ALIASES)}, or an import path such as torch.optim.SGD",
-            fix=f"write {near[0]!r}" if near else None,
-        )
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:

@@ -101,6 +101,11 @@ BAD = {
         GOOD.replace("some/where", "some/where\n  quantize: nf4") + "network: {init: pissa}\n",
         r"line 11, key network\n.*'pissa'.*init: kaiming.*in nf4.*model\.quantize: none",
     ),
+    "an optimizer misspelt": (
+        GOOD + "  optimizer: adamww\n",
+        r"key train\.optimizer.*'adamww'.*one of adamw, .*import path",
+    ),
+    "no device": (GOOD + "device: foo\n", r"key device.*'foo'"),
     "PiSSA misspelt": (GOOD + "network: {init: pisa}\n", r"network\.init.*'pisa'.*pissa_niter"),
     "not YAML": ("name: [", r"not valid YAML.*line 1"),
     "empty": ("", r"empty or not a mapping"),

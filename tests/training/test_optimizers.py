@@ -37,7 +37,6 @@ def test_any_class_by_import_path() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "says"),
     [
-        ("adamww", {}, "write 'adamw'"),
         ("nosuchmodule.Adam", {}, "pip install nosuchmodule"),
         ("torch.optim.NoSuch", {}, "no such optimizer"),
         ("torch.nn.Linear", {}, "not a torch optimizer"),

@@ -36,7 +36,7 @@ def test_a_good_optimizer_passes(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"optimizer": "adamww"}, "unknown optimizer"),
+        ({"optimizer": "torch.optim.Adamw"}, "no such optimizer"),
         ({"optimizer_params": {"betas": [2.0, 0.9]}}, "refused its arguments"),
         ({"optimizer": ONE_RATE, "loraplus_lr_ratio": 4.0}, "several rates"),
         ({"optimizer": ONE_RATE, "text_encoder_lr": 1e-5, "train_text_encoder": True}, "several rates"),

@@ -254,11 +254,16 @@ def test_a_prompt_without_embedding_says_to_precompute(world: World) -> None:
 
 
 def test_a_metric_that_is_none_is_a_bad_recipe_before_anything_is_loaded(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate, "_make", lambda *_: pytest.fail("the models were loaded"))
+    wrong = world.recipe(sample={"metric": "no.such.module:f"})
     with pytest.raises(RecipeError):
-        evaluate.run(world.recipe(sample={"metric": "no.such.module:f"}))
+        evaluate.run(wrong)
+    untrained = replace(world, runs=tmp_path / "elsewhere").recipe(sample={"metric": "no.such.module:f"})
+    for chosen in (wrong, untrained):
+        with pytest.raises(RecipeError, match="metric cannot be imported"):
+            evaluate.plan(chosen)
 
 
 def test_a_run_of_a_base_in_few_bits_is_evaluated_in_them_and_blocks_may_stay_away(
