@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +18,7 @@ from eridiff import families, recipe
 from eridiff.errors import EridiffError, RecipeError
 from eridiff.recipe import Recipe
 from stages import model_commands, pipeline, registry_commands, service_commands
+from stages.printing import AsJson, output, print_json, tell
 from stages.stage import StageReport, console, human_bytes
 
 app = typer.Typer(
@@ -33,17 +32,16 @@ app = typer.Typer(
     A recipe is one YAML file. `eridiff run configs/demo-sdxl.yaml` runs its four stages; each can also be run
     by itself, killed at any moment, and run again: it goes on where it was.
 
-    Exit codes: 0 done, 2 a bad recipe, 3 bad data, 4 a damaged store, 5 a model that is missing or does not
-    fit, 130 interrupted after saving.""",
+    Exit codes: 0 done, 2 a bad recipe, 3 images that are bad or were not ingested, 4 a store that is damaged,
+    cannot be written or lacks what an earlier stage makes, 5 a model that is missing or does not fit, 130
+    interrupted after saving.""",
 )
-output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. configs/sdxl.yaml.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: `--set train.steps=500`. Repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Half = Annotated[
     Literal["all", "latents", "text"], typer.Option(help="Which half: they can run on different machines.")
 ]
@@ -106,12 +104,12 @@ def run(path: RecipePath, settings: Settings = None, as_json: AsJson = False) ->
     """All stages, one after the other, in this process."""
     reports = list(pipeline.run_all(load(path, settings)))
     if as_json:
-        _print_json([report.as_dict() for report in reports])
+        print_json([report.as_dict() for report in reports])
         return
     if not any(report.done for report in reports):
         output.print("Nothing to do: every stage of this recipe is finished.")
     for name, value in reports[-1].outputs.items():
-        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
+        tell(name, value)
 
 
 @app.command()
@@ -119,7 +117,7 @@ def plan(path: RecipePath, settings: Settings = None, as_json: AsJson = False) -
     """What a run would do: what is there, what is missing, how much it would write. Touches nothing."""
     plans = _plans(load(path, settings))
     if as_json:
-        _print_json(plans)
+        print_json(plans)
         return
     table = Table("stage", "there", "to do", "quarantined", "to write", "why")
     for row in plans:
@@ -141,7 +139,7 @@ def status(path: RecipePath, settings: Settings = None, as_json: AsJson = False)
             counts | {"bytes": past.get("bytes_written", 0), "seconds": past.get("total_seconds", 0.0)}
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = Table("stage", "done", "missing", "quarantined", "bytes", "seconds")
     for row in rows:
@@ -161,11 +159,11 @@ def show_recipe(
 ) -> None:
     """A recipe as it is understood, every default written out."""
     if schema:
-        _print_json(recipe.schema(families.option_models()))
+        print_json(recipe.schema(families.option_models()))
     elif path is None:
         raise RecipeError("Which recipe?", wanted="eridiff recipe RECIPE, or eridiff recipe --schema")
     elif as_json:
-        _print_json(load(path, settings).model_dump(mode="json"))
+        print_json(load(path, settings).model_dump(mode="json"))
     else:
         sys.stdout.write(recipe.dump(load(path, settings)))
 
@@ -192,19 +190,15 @@ def _show(report: StageReport, as_json: bool) -> None:
     if not _speaks():
         return
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
     for name, value in report.outputs.items():
-        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
+        tell(name, value)
 
 
 def _speaks() -> bool:
     """Whether this process tells what is done: of those that torchrun started, the first does."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 app.add_typer(model_commands.app)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from stages import models
+from stages.printing import AsJson, output, print_json, tell
 from stages.stage import human_bytes
 
 app = typer.Typer()
-output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 LoraPath = Annotated[Path, typer.Argument(metavar="LORA", help="A LoRA file.")]
 OutPath = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; must not exist yet.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
 @app.command()
@@ -32,13 +27,13 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="FILE|FOLDER")], as_jso
     """
     found = models.inspect(path)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for name, value in found.items():
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             _print_table(value)
         elif value:
-            output.print(Text(f"{name}:", "bold"), _shown(value), soft_wrap=True)
+            tell(name, _shown(value))
 
 
 @app.command()
@@ -72,10 +67,10 @@ def merge(
 
 def _show(found: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for name, value in found.items():
-        output.print(Text(f"{name}:", "bold"), _shown(value), soft_wrap=True)
+        tell(name, _shown(value))
 
 
 def _shown(value: Any) -> str:
@@ -96,7 +91,3 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         cells = {**row, "bytes": human_bytes(row["bytes"])} if "bytes" in row else row
         table.add_row(*("" if cell is None else _cut(cell) for cell in cells.values()))
     output.print(table)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from eridiff.errors import DataError
 from eridiff.registry import History, Registry, Version, names
+from stages.printing import AsJson, output, print_json
 
 app = typer.Typer(
     name="registry",
     no_args_is_help=True,
     help="Champions: which LoRA of a name is served, what it beat, and how to change that by hand.",
 )
-output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The recipe's name.")]
 Folder = Annotated[Path, typer.Option("--registry", help="The recipe's `storage.registry`.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 _HERE = Path("registry")
 
@@ -34,7 +30,7 @@ def list_names(root: Folder = _HERE, as_json: AsJson = False) -> None:
     """All names with their champions."""
     found = {name: Registry(root, name).history() for name in names(root)}
     if as_json:
-        _print_json(
+        print_json(
             {
                 name: history.champion and dataclasses.asdict(history.champion)
                 for name, history in found.items()
@@ -57,7 +53,7 @@ def show(name: Name, root: Folder = _HERE, as_json: AsJson = False) -> None:
     registry = _known(root, name)
     history = registry.history()
     if as_json:
-        _print_json(dataclasses.asdict(history))
+        print_json(dataclasses.asdict(history))
         return
     table = Table("version", "decision", "hold-out loss", "rival", "dataset", "run", "judged", "file")
     for version in history.versions:
@@ -119,7 +115,3 @@ def _mark(history: History, version: Version) -> str:
 
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.5f}"
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")

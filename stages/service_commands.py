@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from eridiff.encoding.spaces import workspace
 from eridiff.errors import RecipeError, StoreError
@@ -19,6 +15,7 @@ from eridiff.recipe import Recipe
 from eridiff.store.garbage import remove
 from eridiff.store.workspace import Workspace
 from stages import pipeline
+from stages.printing import AsJson, output, print_json, tell
 from stages.reclaim import Places, garbage
 from stages.stage import human_bytes
 from stages.verify import faults
@@ -26,7 +23,6 @@ from stages.verify import faults
 POOL = "eridiff-local"
 
 app = typer.Typer()
-output = Console(markup=False, emoji=False)  # paths and metadata go out as they are
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, e.g. configs/sdxl.yaml.")]
 RecipePaths = Annotated[
@@ -36,7 +32,6 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key: `--set publish.margin=0.01`."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Pool = Annotated[str, typer.Option(help="The process pool that deployments name.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Flow runs at a time on this machine.")]
 Data = Annotated[
@@ -53,10 +48,10 @@ def publish(path: RecipePath, settings: Settings = None, as_json: AsJson = False
     """The LoRA against its name's champion on the hold-out; the better one is served in `publish.to`."""
     report = pipeline.run_stage("publish", pipeline.load_recipe(path, settings or ()))
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
     for name, value in report.outputs.items():
-        output.print(Text(f"{name}:", "bold"), value, soft_wrap=True)
+        tell(name, value)
 
 
 @app.command()
@@ -84,7 +79,7 @@ def gc(
         remove(found)
     if as_json:
         shown = zip(found, sizes, strict=True)
-        _print_json(
+        print_json(
             [{"what": g.what, "why": g.why, "path": str(g.paths[0]), "bytes": size} for g, size in shown]
         )
         return
@@ -114,7 +109,7 @@ def verify(
     recipes = [pipeline.load_recipe(path) for path in paths or ()]
     found = faults(_places(recipes, data, runs, registry))
     if as_json:
-        _print_json([dataclasses.asdict(fault) for fault in found])
+        print_json([dataclasses.asdict(fault) for fault in found])
     elif found:
         table = Table(*(Column(header, overflow="fold") for header in ("where", "what", "do")))
         for fault in found:
@@ -191,7 +186,3 @@ def _places(recipes: list[Recipe], data: Path, runs: Path | None, registry: Path
                 fix="name a recipe that was ingested, or the folders of its `storage`",
             )
     return places
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from eridiff.demo.architecture import save_random_base
-from stages import cli, model_commands, registry_commands, service_commands
+from stages import cli
 
 RECIPE = """\
 name: test
@@ -140,14 +139,6 @@ def test_a_printed_recipe_is_a_recipe(
     printed.write_text(capsys.readouterr().out)
     assert ended("recipe", printed, "--json") == 0
     assert json.loads(capsys.readouterr().out)["train"]["lr"] == 2e-4
-
-
-@pytest.mark.parametrize(
-    "output", [module.output for module in (cli, model_commands, registry_commands, service_commands)]
-)
-def test_values_are_no_markup(output: Console, capsys: pytest.CaptureFixture[str]) -> None:
-    output.print("my [v2] [/INST] :x: \\[/]")
-    assert capsys.readouterr().out == "my [v2] [/INST] :x: \\[/]\n"
 
 
 def test_brackets_in_paths_are_shown(
