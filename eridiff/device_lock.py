@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from eridiff.cards import visible
 from eridiff.locks import held
 
 FOLDER_VARIABLE = "ERIDIFF_LOCKS"
@@ -59,8 +60,8 @@ def lock_names(device: str, environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _physical(index: int, environment: Mapping[str, str]) -> str:
-    visible = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return visible[index].replace("/", "-") if index < len(visible) and visible[index] else str(index)
+    names = visible(environment) or []
+    return names[index].replace("/", "-") if index < len(names) else str(index)
 
 
 def _folder() -> Path:

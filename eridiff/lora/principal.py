@@ -55,7 +55,7 @@ def start_from_weights(model: nn.Module, init: str, *, adapter: str, seed: int) 
 def offset(now: Adapter, start: Adapter) -> Adapter:
     """The change from one adapter to another of equal rank and alpha, as one of twice both.
 
-    It lies where `now` does; a start may lie elsewhere, as with blocks that stay in system memory.
+    It lies where `now` does: on a CPU where a file is written, whereas the start is the layer's own.
     """
     down, up = start.down.to(now.down.device), start.up.to(now.up.device)
     return Adapter(_Down.of(now.down, down), _Up.of(now.up, up), 2 * now.alpha)

@@ -75,10 +75,9 @@ class Recorded:
         return bool(self._settled)
 
     def forget(self) -> None:
-        """Lets all recordings and their memory go."""
+        """Lets all recordings and their memory go, for good."""
         torch.cuda.synchronize(self._device)
         self._recordings.clear()
-        self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
 
     def _record(self, batch: Batch) -> _Recording:

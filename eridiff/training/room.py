@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eridiff.cards import card_bytes
 from eridiff.families.activations import Workload
 from eridiff.families.checkpoints.fitting import shapes_of
 from eridiff.training.encoder_footprint import with_encoders
 from eridiff.training.footprint import CONTEXT_BYTES, Footprint, footprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from eridiff.families.base import ModelFamily
     from eridiff.families.checkpoints.base import Base
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from eridiff.recipe import Recipe, Train
     from eridiff.store.snapshots import Sample
 
-_FIELDS = ("index", "uuid", "memory.total")
-_QUERY = ("nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits")
 _FINER: dict[Quantization, Quantization] = {"none": "int8", "int8": "nf4", "fp8": "nf4"}
 """A quantisation to the next that takes less memory."""
 _OFFLOAD_STEP = 0.25
@@ -75,7 +71,7 @@ def room(recipe: Recipe, family: ModelFamily, base: Base, samples: Iterable[Samp
     """
     name = base.layout.denoiser
     shapes = shapes_of(base.layout.models[name], base.component(name))
-    sizes, train = cards(recipe), recipe.train
+    sizes, train = card_bytes(recipe.device), recipe.train
     num_here = max(len(sizes), 1)
     num_cards = num_here if train.shard_base else 1
     work = largest_batch(recipe, family, samples, num_cards=num_cards)
@@ -143,36 +139,3 @@ def next_saving(
         return f"set model.quantize: {_FINER[quantize]}"
     leaner = "" if train.optimizer == "adamw8bit" else ", or set train.optimizer: adamw8bit"
     return f"lower datasets.resolution or network.linear{leaner}"
-
-
-def cards(recipe: Recipe) -> tuple[int, ...]:
-    """Bytes of each card that the recipe may train on, as their driver says.
-
-    That is the one it names, or all that `CUDA_VISIBLE_DEVICES` leaves. Empty where there is none, where it
-    is not known, and where the recipe trains on another device.
-    """
-    if recipe.device not in ("auto", "cuda") and not recipe.device.startswith("cuda:"):
-        return ()
-    if shutil.which(_QUERY[0]) is None:
-        return ()
-    try:
-        asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=10, check=False)
-    except subprocess.TimeoutExpired:  # a driver that hangs; what is predicted stands without it
-        return ()
-    rows = [line.split(", ") for line in asked.stdout.splitlines()]
-    here = [row for row in rows if len(row) == len(_FIELDS) and row[-1].isdigit()]
-    visible = [found for found in (_named(name, here) for name in _visible(here)) if found is not None]
-    _, _, number = recipe.device.partition(":")
-    chosen = visible[int(number) :][:1] if number.isdigit() else visible
-    return tuple(int(row[-1]) * 2**20 for row in chosen)
-
-
-def _visible(here: Sequence[Sequence[str]]) -> list[str]:
-    """Numbers or identifiers of the cards that this process may use, in the order of torch's devices."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [row[0] for row in here] if named is None else [name.strip() for name in named.split(",")]
-
-
-def _named(name: str, here: Sequence[Sequence[str]]) -> Sequence[str] | None:
-    """The row of a card, known by its number or by how its identifier begins; none where none is meant."""
-    return next((row for row in here if name and (name == row[0] or row[1].startswith(name))), None)

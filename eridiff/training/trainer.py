@@ -123,7 +123,7 @@ class Trainer:
             parameter = self.parameters[name]
             parameter.copy_(start)
             self._processes.share_(parameter)
-            start.copy_(parameter)  # which may lie in system memory
+            start.copy_(parameter)
         if self._average is not None:
             self._average.load(self.parameters)
 

@@ -27,7 +27,7 @@ from eridiff.lora.inject import inject, lora_state
 from eridiff.recipe import Dataset, Model, Network, Recipe, Train
 from eridiff.training import room as module
 from eridiff.training.footprint import CONTEXT_BYTES, num_trained
-from eridiff.training.room import Room, cards, next_saving, room
+from eridiff.training.room import Room, next_saving, room
 from eridiff.training.step import Batch, losses
 from tests.training.conftest import World
 
@@ -128,7 +128,7 @@ def room_of(world: World, **sections: Any) -> Room:
 
 
 def test_each_saving_saves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cards", lambda recipe: ())
+    monkeypatch.setattr(module, "card_bytes", lambda device: ())
     plain = room_of(world)
     assert plain.fits
     assert not plain.checkpointed
@@ -148,10 +148,10 @@ def test_each_saving_saves(world: World, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_checkpointing_counts_where_it_would_come_on_by_itself(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "cards", lambda recipe: ())
+    monkeypatch.setattr(module, "card_bytes", lambda device: ())
     plain, saved = room_of(world), room_of(world, train={"gradient_checkpointing": True})
     card = CONTEXT_BYTES + (plain.needed.total + saved.needed.total) // 2
-    monkeypatch.setattr(module, "cards", lambda recipe: (card, 2 * card))
+    monkeypatch.setattr(module, "card_bytes", lambda device: (card, 2 * card))
     found = room_of(world)
     assert found.checkpointed
     assert found.fits
@@ -211,7 +211,7 @@ def test_each_card_keeps_its_part_of_a_spread_base_and_two_blocks_that_visit(
     settings = {"model": {"quantize": quantize}, "train": {"shard_base": True}}
     found = {}
     for count in (0, 1, 2, 3):
-        monkeypatch.setattr(module, "cards", lambda recipe, count=count: (10**9,) * count)
+        monkeypatch.setattr(module, "card_bytes", lambda device, count=count: (10**9,) * count)
         found[count] = room_of(world, **settings)
         assert found[count].num_cards == max(count, 1)
         assert (f", the base spread over {count} cards" in str(found[count])) == (count > 1)
@@ -232,54 +232,11 @@ def test_each_card_keeps_its_part_of_a_spread_base_and_two_blocks_that_visit(
 def test_advice_counts_the_cards_that_are_here(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"batch_size": 1}
     for count, wanted in ((1, "set model.quantize: int8"), (2, "set train.shard_base: true")):
-        monkeypatch.setattr(module, "cards", lambda recipe, count=count: (CONTEXT_BYTES,) * count)
+        monkeypatch.setattr(module, "card_bytes", lambda device, count=count: (CONTEXT_BYTES,) * count)
         assert f"too much; {wanted}" in str(room_of(world, train=small))
-    monkeypatch.setattr(module, "cards", lambda recipe: (CONTEXT_BYTES,) * 2)
+    monkeypatch.setattr(module, "card_bytes", lambda device: (CONTEXT_BYTES,) * 2)
     spread = room_of(world, train={**small, "shard_base": True})
     assert "the base spread over 2 cards: too much; set model.quantize: int8" in str(spread)
-
-
-@pytest.mark.parametrize(
-    ("device", "visible", "wanted"),
-    [
-        ("auto", None, (24564, 16384, 8192)),
-        ("cuda:1", None, (16384,)),
-        ("auto", "2,0", (8192, 24564)),
-        ("cuda:1", "2,0", (24564,)),
-        ("auto", "GPU-bb", (16384,)),
-        ("auto", "", ()),
-        ("cuda:3", None, ()),
-        ("cpu", None, ()),
-    ],
-)
-def test_the_cards_are_those_that_a_run_may_use(
-    world: World,
-    monkeypatch: pytest.MonkeyPatch,
-    device: str,
-    visible: str | None,
-    wanted: tuple[int, ...],
-) -> None:
-    told = "0, GPU-aa11, 24564\n1, GPU-bb22, 16384\n2, GPU-cc33, 8192\n"
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(
-        module.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 0, stdout=told)
-    )
-    found = cards(recipe(world).model_copy(update={"device": device}))
-    assert found == tuple(size * 2**20 for size in wanted)
-
-
-def test_a_driver_that_says_nothing_leaves_the_cards_unknown(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hanging(command: Any, **_: Any) -> Any:
-        raise subprocess.TimeoutExpired(command, 10)
-
-    monkeypatch.setattr(module.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(module.subprocess, "run", hanging)
-    assert cards(recipe(world)) == ()
 
 
 def test_predicting_loads_no_torch() -> None:
